@@ -1,0 +1,101 @@
+"""All settings of a server with their defaults, checked when they are made.
+
+Nothing here reads the environment or a file: the command line does that.
+"""
+
+import os
+import re
+import time
+from dataclasses import dataclass, field
+
+from chatsvc.errors import InvalidConfig
+from chatsvc.rules import is_address
+
+
+def new_server_id() -> str:
+    """The seed's form, `grpc-server-<unix time>`, with four hex digits so that two that start in
+    the same second differ."""
+    return f"grpc-server-{int(time.time())}-{os.urandom(2).hex()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of one server. Times are in seconds, sizes in bytes.
+
+    Raises InvalidConfig, which names the option, for a value that cannot work.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8081
+    brokers: tuple[str, ...] = ()
+    """`host:port` of some Kafka brokers; none: an embedded broker that keeps nothing."""
+    topic: str = "chatting"
+    connections_topic: str = "user-connections"
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 9464
+    server_id: str = field(default_factory=new_server_id)
+    max_connections: int = 10_000
+
+    outbox_messages: int = 1_000
+    outbox_bytes: int = 1024 * 1024
+    """A stream whose client is further behind than either is closed as slow."""
+    senders: int = 4
+    """Threads that drain outboxes while no client is stuck."""
+    send_timeout: float = 10.0
+    """How long one send to a client may take."""
+    request_timeout: float = 5.0
+    """How long a client may take to send a request after it has opened the call."""
+    publish_timeout: float = 20.0
+    """How long Kafka may take to confirm a message."""
+    kafka_timeout: float = 8.0
+    """How long to look for a broker at start."""
+    heartbeat_interval: float = 5.0
+    server_timeout: float = 15.0
+    """A server that is not heard of for so long is dropped with its users."""
+    partitions_interval: float = 3.0
+    """How often partitions are listed, so that new ones are found."""
+    stop_timeout: float = 8.0
+    """How long a stop may take in all before what is left is cut off."""
+
+    def __post_init__(self) -> None:
+        self._check_port("--port", self.port)
+        self._check_port("--metrics-port", self.metrics_port)
+        if self.port and self.port == self.metrics_port:
+            raise InvalidConfig("--metrics-port", f"is the same as --port ({self.port})")
+        _check_topic("--topic", self.topic)
+        _check_topic("--connections-topic", self.connections_topic)
+        if self.topic == self.connections_topic:
+            raise InvalidConfig("--connections-topic", "must differ from --topic")
+        for broker in self.brokers:
+            _check_broker(broker)
+        if not 1 <= self.max_connections <= 100_000:
+            raise InvalidConfig("--max-connections", "must be between 1 and 100000")
+        if not self.server_id or len(self.server_id) > 64 or not self.server_id.isprintable():
+            raise InvalidConfig("--server-id", "must be 1 to 64 printable characters")
+
+    @staticmethod
+    def _check_port(option: str, port: int) -> None:
+        if not 0 <= port <= 65_535:
+            raise InvalidConfig(option, f"{port} is not a port (0 to 65535)")
+
+    @property
+    def rpc_threads(self) -> int:
+        """Threads that run the synchronous part of calls: reading the request, checking it, and
+        handing it on. No call keeps one while it waits for Kafka or for messages."""
+        return 4 if self.max_connections < 1_000 else 8
+
+    @property
+    def max_pending_rpcs(self) -> int:
+        """Calls that may wait for one of `rpc_threads` at once: everybody connecting in the same
+        moment, and as many senders. Above it, RESOURCE_EXHAUSTED."""
+        return 2 * self.max_connections + self.rpc_threads
+
+
+def _check_topic(option: str, topic: str) -> None:
+    if not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", topic) or topic in (".", ".."):
+        raise InvalidConfig(option, f"{topic!r} is not a Kafka topic name (letters, digits, . _ -)")
+
+
+def _check_broker(broker: str) -> None:
+    if not is_address(broker):
+        raise InvalidConfig("--brokers", f"{broker!r} is not HOST:PORT")

@@ -1,0 +1,195 @@
+"""Connection: one subscriber's stream, its outbox and why it ended."""
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from chatsvc.errors import CloseReason
+from chatsvc.feed import Feed, Overflow, Position
+from chatsvc.frames import Batch
+from chatsvc.senders import Pulse
+
+TURN_SECONDS = 0.02
+"""How long a sender stays with a connection while others may wait."""
+
+
+class Stream(Protocol):
+    """The transport under a connection; the servicer has the one over gRPC."""
+
+    def send(self, frame: bytes) -> None:
+        """Sends one frame. Blocks while the client's window is full; returns quietly once the
+        stream is over. One thread at a time."""
+
+    def end(self, reason: CloseReason) -> None:
+        """Ends the stream after what was sent, with the status for `reason`. Does not block, and
+        may be called while another thread is blocked in `send`. Called once."""
+
+    def cancel(self) -> None:
+        """Cuts the stream off; a blocked `send` returns."""
+
+
+class Connection:
+    """One subscriber.
+
+    A sender thread drains the outbox, which is what the feed holds behind `position`; the outbox
+    is bounded as the feed is. When it overflows, or one send takes longer than `send_timeout`,
+    the connection closes as SLOW: the stream ends at once with what was sent, and is cut off if
+    the client does not take even that within another `send_timeout`: `on_end` is called when the
+    end has been sent, and from then on somebody has to call `check_end` now and then.
+
+    `drain` runs in one sender at a time; all else may be called from any thread and does not
+    block.
+    """
+
+    __slots__ = (
+        "_batch",
+        "_closed_at",
+        "_ended",
+        "_feed",
+        "_left",
+        "_lock",
+        "_on_end",
+        "_position",
+        "_reason",
+        "_send_timeout",
+        "_sent",
+        "_stream",
+        "user",
+    )
+
+    def __init__(
+        self,
+        user: str,
+        feed: "Feed[Connection]",
+        stream: Stream,
+        send_timeout: float,
+        on_end: "Callable[[Connection], object]",
+    ) -> None:
+        self.user = user
+        self._feed = feed
+        self._stream = stream
+        self._send_timeout = send_timeout
+        self._on_end = on_end
+        self._position: Position = feed.end
+        # The batch that is being sent, behind which the position is, and how much of it is.
+        self._batch: Batch | None = None
+        self._sent = 0
+        # Guards the step from open to closed and from closed to ended, each of which happens once.
+        self._lock = threading.Lock()
+        self._reason: CloseReason | None = None
+        self._closed_at = 0.0
+        self._ended = False
+        self._left = False
+
+    @property
+    def close_reason(self) -> CloseReason | None:
+        """Why the connection closed; None while it is open."""
+        return self._reason
+
+    @property
+    def backlog(self) -> int:
+        """Messages in the outbox."""
+        return self._feed.backlog(self._position)
+
+    @property
+    def nearly_overflows(self) -> bool:
+        """Whether the outbox is more than half full."""
+        return self._feed.nearly_overflows(self._position)
+
+    def drain(self, pulse: Pulse) -> bool:
+        """Sends what is in the outbox now. Then the connection rests at the end of the feed, or
+        returns True for another turn, because others wait too: if more has come meanwhile, or
+        after TURN_SECONDS. Ends the stream if the connection has closed. Tells `pulse` before each
+        send."""
+        turn_end = self._feed.end.batches
+        deadline = pulse.beat() + TURN_SECONDS
+        while not self._left:
+            if self._reason is CloseReason.SLOW:
+                return self._end()
+            if self._batch is None:
+                try:
+                    batches, position = self._feed.read(self._position, 1)
+                except Overflow:
+                    self._close_slow(pulse.beat())
+                    continue
+                if not batches:
+                    if self._reason is not None:
+                        return self._end()
+                    if self._rest():
+                        return False
+                    continue
+                if self._position.batches >= turn_end:
+                    return True
+                self._batch, self._position, self._sent = batches[0], position, 0
+            if not self._send_batch(self._batch, pulse, deadline):
+                return not self._left
+        return False
+
+    def _send_batch(self, batch: Batch, pulse: Pulse, deadline: float) -> bool:
+        """Sends the rest of a batch; returns False if there was no time for all of it, or the
+        stream is over."""
+        messages = batch.messages
+        while self._sent < len(messages):
+            if self._left or self._reason is CloseReason.SLOW or pulse.beat() > deadline:
+                return False
+            self._stream.send(messages[self._sent])
+            self._sent += 1
+        pulse.sent(len(messages), batch.fanned_out_at)
+        self._batch = None
+        return True
+
+    def _rest(self) -> bool:
+        if not self._feed.rest(self, self._position):
+            return False
+        # A close that came just before found nobody resting, so nobody would wake this one.
+        closed = self._reason is not None or self._left
+        return not (closed and self._feed.rouse(self))
+
+    def close(self, reason: CloseReason, now: float) -> bool:
+        """Closes the connection, at monotonic time `now`, unless it is closed already. Returns
+        whether the caller has to hand it to a sender, because none will come by itself."""
+        with self._lock:
+            if self._reason is not None:
+                return False
+            self._reason = reason
+            self._closed_at = now
+        return self._feed.rouse(self)
+
+    def leave(self) -> None:
+        """The stream is over: nothing is sent any more."""
+        self._left = True
+        with self._lock:
+            self._ended = True
+            if self._reason is None:
+                self._reason = CloseReason.LEFT
+        self._feed.rouse(self)
+
+    def check_send(self, seconds: float, now: float) -> None:
+        """Called now and then while one send has been blocked for `seconds`: closes as SLOW when
+        that is too long or the outbox has overflowed."""
+        if seconds > self._send_timeout or self._feed.has_overflowed(self._position):
+            self._close_slow(now)
+            self._end()
+
+    def check_end(self, now: float) -> bool:
+        """Cuts the stream off if its client does not take the end. Returns whether it is over."""
+        if not self._left and now - self._closed_at > self._send_timeout:
+            self._stream.cancel()
+        return self._left
+
+    def _close_slow(self, now: float) -> None:
+        with self._lock:
+            if self._reason is None or self._reason is CloseReason.SHUTDOWN:
+                self._reason = CloseReason.SLOW
+                self._closed_at = now
+
+    def _end(self) -> bool:
+        """Ends the stream, once; returns False, for a drain that is over."""
+        with self._lock:
+            if self._ended:
+                return False
+            self._ended = True
+        assert self._reason is not None  # nobody ends an open connection
+        self._stream.end(self._reason)
+        self._on_end(self)
+        return False

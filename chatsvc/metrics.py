@@ -1,0 +1,135 @@
+"""Metrics: what a server counts, in Prometheus' terms, and the side port that shows it.
+
+Counts that many threads or every delivery touch are plain numbers of the parts that own them,
+read when Prometheus asks; everything else is a metric of prometheus-client. Rates are PromQL's
+work. No label has a user's name in it.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from chatsvc.errors import CloseReason, PortTaken
+
+LATENCY_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 20.0, 60.0),
+)
+
+
+class Metrics:
+    """All metrics of one server, on the given registry. Thread-safe, as prometheus-client is."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"chatsvc_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(f"chatsvc_{name}", text, buckets=LATENCY_BUCKETS, registry=registry)
+
+        self.connections = counter("connections", "Streams opened since the start")
+        self.connections_failed = counter(
+            "connections_failed", "Streams refused at their start", "reason"
+        )
+        self.disconnects = counter("disconnects", "Streams ended", "reason")
+        self.messages_received = counter("messages_received", "Chat messages read from Kafka")
+        self.messages_dropped = counter(
+            "messages_dropped", "Deliveries that a closed stream did not get any more", "reason"
+        )
+        self.messages_published = counter(
+            "messages_published", "Messages of clients that all in-sync replicas have"
+        )
+        self.message_latency = histogram(
+            "message_latency_seconds", "From Kafka's append of a message to its fan-out here"
+        )
+        self.delivery_latency = histogram(
+            "delivery_latency_seconds",
+            "From fan-out to handed to the transport, for one message in about 64",
+        )
+        self.produce_latency = histogram(
+            "produce_latency_seconds", "From queueing a record to the ack of all in-sync replicas"
+        )
+        self.produce_errors = counter("produce_errors", "Records not confirmed by Kafka", "code")
+        self.rpc_errors = counter("rpc_errors", "Calls that ended in an error", "method", "code")
+        self.records_invalid = counter(
+            "records_invalid", "Records skipped because they are not ours", "topic", "reason"
+        )
+        self.records_lost = counter(
+            "records_lost", "Records that retention removed before they were read", "topic"
+        )
+        self.consumer_lag = Gauge(
+            "chatsvc_consumer_lag_messages",
+            "Records of a partition that are not read yet",
+            ("topic", "partition"),
+            registry=registry,
+        )
+        for reason in CloseReason:
+            self.disconnects.labels(reason.value)
+
+    def observe(self, parts: Callable[[], Iterable[Metric]]) -> None:
+        """Adds metrics that are made whenever Prometheus asks."""
+        self.registry.register(_OnScrape(parts))
+
+
+class _OnScrape(Collector):
+    def __init__(self, parts: Callable[[], Iterable[Metric]]) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._parts()
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """A gauge with its value now."""
+    return GaugeMetricFamily(f"chatsvc_{name}", text, value)
+
+
+def count(name: str, text: str, value: float) -> Metric:
+    """A counter with its value now."""
+    return CounterMetricFamily(f"chatsvc_{name}", text, value)
+
+
+class MetricsPort:
+    """The HTTP server that shows a registry at /metrics."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        self._registry = registry
+        self._host = host
+        self._port = port
+        self._server: WSGIServer | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> str:
+        """Listens, and returns the URL. Raises PortTaken."""
+        try:
+            self._server, self._thread = start_http_server(self._port, self._host, self._registry)
+        except OSError as error:
+            cause = error.strerror or str(error)
+            raise PortTaken("--metrics-port", f"{self._host}:{self._port}", cause) from error
+        self._thread.name = "metrics"
+        return f"http://{self._host}:{self._server.server_port}/metrics"
+
+    def close(self) -> None:
+        """Stops listening and waits for the thread. Idempotent; also before `start`."""
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+            self._server = None

@@ -1,0 +1,1 @@
+"""Generated from protos/chat.proto by `tox -e protos -- --write`; never edited."""

@@ -1,0 +1,239 @@
+"""Producer: writes records to Kafka and tells when all in-sync replicas have them."""
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import Producer as KafkaProducer
+
+from chatsvc import librdkafka
+from chatsvc.errors import (
+    ChatError,
+    MessageTooLarge,
+    PublishFailed,
+    ServerBusy,
+    ServerStopping,
+)
+from chatsvc.model import Acked
+
+_log = logging.getLogger(__name__)
+
+Done = Callable[[Acked | ChatError], None]
+"""Called once with the outcome, in the producer's thread: it must not block and not raise."""
+
+_REFUSED_BEFORE_SENDING = frozenset(
+    {
+        KafkaError._PURGE_QUEUE,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.NOT_ENOUGH_REPLICAS,
+    }
+)
+
+
+class _Pending:
+    """A record on its way, and who waits for it."""
+
+    __slots__ = ("done", "produced_at")
+
+    def __init__(self, done: Done) -> None:
+        self.done: Done | None = done
+        self.produced_at = time.monotonic()
+
+    def take(self) -> Done | None:
+        """Who waits; None from the second call on. Only the producer's thread calls it."""
+        done, self.done = self.done, None
+        return done
+
+
+class Producer:
+    """An idempotent producer with acks=all and its poll thread.
+
+    `publish` may be called from any thread. `observe_ack` gets the seconds from `publish` to each
+    ack, `count_error` the name of each error.
+    """
+
+    def __init__(
+        self,
+        brokers: tuple[str, ...],
+        client_id: str,
+        publish_timeout: float,
+        *,
+        observe_ack: Callable[[float], None] = lambda seconds: None,
+        count_error: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        # The producer speaks for all clients of a server: they see the same brokers fail.
+        errors = librdkafka.ErrorLog(logging.WARNING, self._on_fatal)
+        self._settings = librdkafka.settings(brokers, client_id, errors)
+        self._settings |= _settings(publish_timeout)
+        self._publish_timeout = publish_timeout
+        self._observe_ack = observe_ack
+        self._count_error = count_error
+        self._client: KafkaProducer | None = None
+        self._fatal = False
+        self._closing = threading.Event()
+        # Guards the deadlines that are shorter than librdkafka's own.
+        self._lock = threading.Lock()
+        self._deadlines: list[tuple[float, int, _Pending]] = []
+        self._numbers = itertools.count()
+        self._thread = threading.Thread(target=self._run, name="producer", daemon=True)
+
+    def start(self) -> None:
+        """Creates the client and starts its thread. Does not wait for a broker."""
+        self._client = KafkaProducer(self._settings)
+        self._thread.start()
+
+    def publish(
+        self, topic: str, key: bytes, value: bytes, done: Done, timeout: float | None = None
+    ) -> None:
+        """Queues a record. `done` is called with where it is, once all in-sync replicas have it,
+        or with the error, after `timeout` seconds at the latest.
+
+        Does not block. Raises ServerBusy when the queue is full, ServerStopping after `close`,
+        MessageTooLarge, or PublishFailed; then `done` is not called.
+        """
+        client = self._client
+        if client is None or self._closing.is_set():
+            raise ServerStopping
+        pending = _Pending(done)
+        try:
+            client.produce(topic, value, key, on_delivery=partial(self._delivered, pending))
+        except BufferError as error:
+            self._count_error("_QUEUE_FULL")
+            raise ServerBusy from error
+        except KafkaException as error:
+            raise self._failure(error.args[0]) from error
+        if timeout is not None and timeout < self._publish_timeout:
+            entry = (pending.produced_at + timeout, next(self._numbers), pending)
+            with self._lock:
+                heapq.heappush(self._deadlines, entry)
+
+    def count_partitions(self, topic: str, timeout: float) -> int:
+        """Asks Kafka how many partitions a topic has; 0 if that cannot be told within `timeout`
+        seconds. Blocks; thread-safe."""
+        client = self._client
+        if client is None:
+            return 0
+        try:
+            metadata = client.list_topics(topic, timeout=timeout).topics[topic]
+        except KafkaException as error:
+            _log.debug("Partitions of %s could not be listed: %s", topic, error)
+            return 0
+        return 0 if metadata.error is not None else len(metadata.partitions)
+
+    def __len__(self) -> int:
+        """Records on their way."""
+        return 0 if self._client is None else len(self._client)
+
+    def give_up(self) -> None:
+        """Refuses all records on their way; their callbacks run soon, in the producer's thread."""
+        client = self._client
+        if client is not None:
+            client.purge()
+
+    def close(self, timeout: float) -> int:
+        """Waits at most `timeout` seconds for what is on its way, refuses the rest, and ends the
+        thread. Returns how many were refused. Idempotent; also before `start`."""
+        if self._client is None:
+            return 0
+        self._closing.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        client, self._client = self._client, None
+        left = client.flush(timeout)
+        if left:
+            client.purge()
+            client.flush(1)
+        return left
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            client = self._client
+            assert client is not None  # close() joins this thread before it lets go of the client
+            # Below 200 ms the wait is one call of librdkafka; longer ones are sliced.
+            client.poll(0.1)
+            self._refuse_overdue(time.monotonic())
+            if self._fatal:
+                self._replace_client(client)
+
+    def _delivered(self, pending: _Pending, error: KafkaError | None, message: Message) -> None:
+        done = pending.take()
+        if error is not None:
+            failure = self._failure(error)
+            if done is not None:
+                done(failure)
+            return
+        self._observe_ack(time.monotonic() - pending.produced_at)
+        acked = Acked(message.partition() or 0, message.offset() or 0, _appended_ms(message))
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug(
+                "Message sent to Kafka - Topic: %s, Partition: %d, Offset: %d",
+                message.topic(),
+                acked.partition,
+                acked.offset,
+            )
+        if done is not None:
+            done(acked)
+
+    def _refuse_overdue(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            with self._lock:
+                _, _, pending = heapq.heappop(self._deadlines)
+            done = pending.take()
+            if done is not None:
+                self._count_error("deadline")
+                done(PublishFailed("not confirmed in time", maybe_written=True))
+
+    def _failure(self, error: KafkaError) -> ChatError:
+        self._count_error(error.name())
+        if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE):
+            return MessageTooLarge()
+        return PublishFailed(
+            librdkafka.cause(error), maybe_written=error.code() not in _REFUSED_BEFORE_SENDING
+        )
+
+    def _on_fatal(self) -> None:
+        # Runs in the poll thread; the client must not be replaced inside its own callback.
+        self._fatal = True
+
+    def _replace_client(self, broken: KafkaProducer) -> None:
+        """After a fatal error librdkafka's client refuses all; a new one goes on."""
+        _log.error("Kafka producer failed for good and is replaced")
+        self._count_error("fatal")
+        self._fatal = False
+        self._client = KafkaProducer(self._settings)
+        broken.purge()
+        broken.flush(1)
+
+
+def _settings(publish_timeout: float) -> dict[str, Any]:
+    milliseconds = int(publish_timeout * 1_000)
+    return {
+        "enable.idempotence": True,
+        "acks": "all",
+        "delivery.timeout.ms": milliseconds,
+        "request.timeout.ms": 5_000,
+        # Below 5 ms librdkafka's broker threads burn a core each under steady traffic.
+        "linger.ms": 5,
+        "compression.type": "lz4",
+        # Java's hash, so that any Kafka tool puts a key into the same partition.
+        "partitioner": "murmur2_random",
+        "queue.buffering.max.messages": 20_000,
+        "queue.buffering.max.kbytes": 32 * 1024,
+        "message.max.bytes": 1_000_000,
+        "allow.auto.create.topics": False,
+        "topic.metadata.refresh.interval.ms": 10_000,
+    }
+
+
+def _appended_ms(message: Message) -> int:
+    kind, milliseconds = message.timestamp()
+    # librdkafka's own mock broker reports an append time of 1,234 ms; no clock is that early.
+    return milliseconds if kind and milliseconds > 1_000_000_000_000 else -1

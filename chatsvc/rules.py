@@ -1,0 +1,74 @@
+"""What a name, a message and an id must look like, for requests and for the command line."""
+
+import re
+import unicodedata
+
+from chatsvc.errors import InvalidRequest
+
+MAX_NAME_BYTES = 64
+MAX_CONTENT_CHARACTERS = 4096
+MAX_MESSAGE_ID_BYTES = 64
+
+# Control, surrogate, unassigned-line and bidirectional characters: with them a name could
+# impersonate another, or break a line of a log.
+_FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_BIDI_CONTROLS = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)
+
+
+def check_name(field: str, name: str) -> None:
+    """Raises InvalidRequest unless `name` is 1 to 64 bytes of UTF-8 that show as themselves."""
+    if not name or name.isspace():
+        raise InvalidRequest(field, "must not be empty")
+    if _size(field, name) > MAX_NAME_BYTES:
+        raise InvalidRequest(field, f"must be at most {MAX_NAME_BYTES} bytes")
+    for character in name:
+        if not character.isascii() or not character.isprintable():
+            _check_name_character(field, character)
+
+
+def _check_name_character(field: str, character: str) -> None:
+    if unicodedata.category(character) in _FORBIDDEN_CATEGORIES or character in _BIDI_CONTROLS:
+        raise InvalidRequest(field, f"must not have control characters (U+{ord(character):04X})")
+
+
+def check_content(field: str, content: str) -> None:
+    """Raises InvalidRequest unless `content` has 1 to 4,096 characters.
+
+    Control characters pass: programs send what they like, and whoever shows text to a person
+    makes it harmless there.
+    """
+    if not content:
+        raise InvalidRequest(field, "must not be empty")
+    if len(content) > MAX_CONTENT_CHARACTERS:
+        raise InvalidRequest(field, f"must be at most {MAX_CONTENT_CHARACTERS} characters")
+    _size(field, content)
+
+
+def check_message_id(field: str, message_id: str) -> None:
+    """Raises InvalidRequest if `message_id` has more than 64 bytes or control characters."""
+    if _size(field, message_id) > MAX_MESSAGE_ID_BYTES:
+        raise InvalidRequest(field, f"must be at most {MAX_MESSAGE_ID_BYTES} bytes")
+    for character in message_id:
+        if not character.isprintable():
+            raise InvalidRequest(field, "must not have control characters")
+
+
+def check_room(field: str, room: str) -> None:
+    """Raises InvalidRequest unless `room` is empty: only the lobby is served yet."""
+    if room:
+        raise InvalidRequest(field, "rooms are not served yet; leave it empty for the lobby")
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is `HOST:PORT` with a port from 1 to 65535."""
+    found = re.fullmatch(r"[^\s,/]+:([0-9]{1,5})", text)
+    return found is not None and 1 <= int(found[1]) <= 65_535
+
+
+def _size(field: str, text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(field, "must be valid Unicode text") from error

@@ -1,0 +1,240 @@
+"""SenderPool: the few threads that do what may block on a client."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+_log = logging.getLogger(__name__)
+
+STUCK_SECONDS = 0.05
+"""A sender whose one send takes longer is replaced while it waits."""
+CLIENT_SECONDS = 0.01
+"""A send that takes longer is taken to wait for its client, not for this server's processor."""
+
+
+class Pulse(Protocol):
+    """What a drain tells the sender that runs it."""
+
+    def beat(self) -> float:
+        """A send begins now, which is returned as monotonic time in seconds."""
+
+    def sent(self, messages: int, fanned_out_at: float) -> None:
+        """A batch has been sent."""
+
+
+class Drainable(Protocol):
+    """What a pool drains: a connection's outbox, or the answer to a call."""
+
+    def drain(self, pulse: Pulse) -> bool:
+        """Sends what waits now and returns whether more has come meanwhile, for another turn.
+        May block on the client, may not raise, is never run twice at once."""
+
+    def check_send(self, seconds: float, now: float) -> None:
+        """Called from the watchdog while one send of `drain` has been blocked for `seconds`."""
+
+
+class Sender:
+    """One thread of a pool and what it is doing; a Pulse."""
+
+    def __init__(self, pool: "SenderPool", name: str) -> None:
+        self._observe = pool.observe_delivery
+        self.item: Drainable | None = None
+        self.since = 0.0
+        self.messages = 0
+        self.replaced = False
+        self.thread = threading.Thread(target=pool.run, args=(self,), name=name, daemon=True)
+
+    def beat(self) -> float:
+        self.since = time.monotonic()
+        return self.since
+
+    def sent(self, messages: int, fanned_out_at: float) -> None:
+        # One batch in 64 or so is enough for a histogram, and cheap enough for every stream.
+        if (self.messages ^ (self.messages + messages)) >> 6:
+            self._observe(time.monotonic() - fanned_out_at)
+        self.messages += messages
+
+
+class SenderPool:
+    """Drains the items that are ready, each by one of `size` threads, oldest first.
+
+    A sender that is blocked in one send for longer than STUCK_SECONDS is replaced by a fresh one
+    for as long as it is, so clients that do not read take no thread from those that do. There is
+    at most one such thread a stuck item. `observe_delivery` gets the seconds from fan-out to sent,
+    for a sample of the batches.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        wake_watchdog: Callable[[], None],
+        observe_delivery: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.observe_delivery = observe_delivery
+        self._name = name
+        self._size = size
+        self.wake_watchdog = wake_watchdog
+        # Appended and popped without a lock: a deque's own operations are atomic.
+        self._ready: deque[Drainable] = deque()
+        # Guards the senders and the counts below; `_work` is notified when items are ready or the
+        # pool closes, `_turned` when an item is taken while somebody waits for that.
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._turned = threading.Condition(self._lock)
+        self._senders: set[Sender] = set()
+        self._started = 0
+        self._retired_messages = 0
+        self._awaiting_turn = False
+        self._closing = False
+
+    def start(self) -> None:
+        """Starts the threads."""
+        with self._lock:
+            fresh = [self._new_sender() for _ in range(self._size)]
+        for sender in fresh:
+            sender.thread.start()
+
+    def _new_sender(self) -> Sender:
+        self._started += 1
+        sender = Sender(self, f"{self._name}-{self._started}")
+        self._senders.add(sender)
+        return sender
+
+    def ready(self, items: Collection[Drainable]) -> None:
+        """Hands items over to be drained, each of which must not be here already. Does not
+        block."""
+        if not items:
+            return
+        self._ready.extend(items)
+        with self._lock:
+            self._work.notify(len(items))
+        self.wake_watchdog()
+
+    def wait_while_behind(self, behind: Callable[[Drainable], bool], timeout: float) -> bool:
+        """Blocks while the item that has waited longest for a sender is `behind`, or one that is
+        being drained, at most `timeout` seconds. Returns whether none is.
+
+        This waits for the server's own threads, never for a client: a send that takes longer than
+        CLIENT_SECONDS is the client's fault, and its item is not waited for.
+        """
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            # Before the look, so that an item that is taken after it is told.
+            self._awaiting_turn = True
+            try:
+                while self._any_behind(behind, now := time.monotonic()):
+                    if self._closing or now >= deadline:
+                        return False
+                    self._turned.wait(min(CLIENT_SECONDS, deadline - now))
+            finally:
+                self._awaiting_turn = False
+        return True
+
+    def _any_behind(self, behind: Callable[[Drainable], bool], now: float) -> bool:
+        try:
+            if behind(self._ready[0]):
+                return True
+        except IndexError:  # nothing waits
+            pass
+        return any(
+            sender.item is not None and now - sender.since < CLIENT_SECONDS and behind(sender.item)
+            for sender in self._senders
+        )
+
+    def run(self, sender: Sender) -> None:
+        """A sender's thread."""
+        while not sender.replaced:
+            try:
+                item = self._ready.popleft()
+            except IndexError:
+                if not self._wait_for_work():
+                    break
+                continue
+            if self._awaiting_turn:
+                with self._lock:
+                    self._turned.notify()
+            sender.beat()
+            sender.item = item
+            # A watchdog that looked between the two had nothing to watch.
+            self.wake_watchdog()
+            if self._drained(item, sender):
+                self._ready.append(item)
+            sender.item = None
+        with self._lock:
+            self._senders.discard(sender)
+            self._retired_messages += sender.messages
+            if self._ready:  # it may have taken a wake-up that was meant for these
+                self._work.notify()
+
+    def _drained(self, item: Drainable, sender: Sender) -> bool:
+        try:
+            return item.drain(sender)
+        except Exception:
+            # A bug in one stream must not take the thread from all others.
+            _log.exception("sending to a client failed")
+            return False
+
+    def _wait_for_work(self) -> bool:
+        with self._lock:
+            while not self._ready:
+                if self._closing:
+                    return False
+                self._work.wait()
+        return True
+
+    def check(self, now: float) -> bool:
+        """The watchdog's check: replaces stuck senders and tells what they drain."""
+        with self._lock:
+            senders = list(self._senders)
+        busy = False
+        for sender in senders:
+            item, seconds = sender.item, now - sender.since
+            if item is None:
+                continue
+            busy = True
+            if seconds > STUCK_SECONDS:
+                self._replace(sender)
+                item.check_send(seconds, now)
+        return busy or bool(self._ready)
+
+    def _replace(self, sender: Sender) -> None:
+        with self._lock:
+            if sender.replaced or self._closing:
+                return
+            sender.replaced = True
+            fresh = self._new_sender()
+            try:
+                fresh.thread.start()
+            except RuntimeError as error:  # no more threads: the stuck one stays
+                _log.warning("A sender could not be started: %s", error)
+                self._senders.discard(fresh)
+                sender.replaced = False
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are, stuck ones included."""
+        return len(self._senders)
+
+    @property
+    def messages_sent(self) -> int:
+        """Messages sent since the start, by all senders."""
+        with self._lock:
+            return self._retired_messages + sum(sender.messages for sender in self._senders)
+
+    def close(self, timeout: float) -> bool:
+        """Lets the senders drain what is ready, ends them and waits at most `timeout` seconds.
+        Returns whether all have ended; those that have not are blocked on a client. Idempotent."""
+        with self._lock:
+            self._closing = True
+            self._work.notify_all()
+            self._turned.notify_all()
+            senders = list(self._senders)
+        deadline = time.monotonic() + timeout
+        for sender in senders:
+            if sender.thread.ident is not None:
+                sender.thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(sender.thread.is_alive() for sender in senders)

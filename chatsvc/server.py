@@ -1,0 +1,321 @@
+"""Server: builds the parts, starts and stops them in order; the only file where all meet."""
+
+import logging
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import grpc
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+
+from chatsvc import metrics as metric
+from chatsvc.config import Config
+from chatsvc.consumer import OnRecords, PartitionWatch, TopicConsumer
+from chatsvc.embedded import EMBEDDED_FETCH_WAIT_MS, EmbeddedBroker
+from chatsvc.errors import CloseReason, PortTaken, TopicFailed
+from chatsvc.fanout import Fanout
+from chatsvc.hub import Hub
+from chatsvc.memory import MemoryTrim
+from chatsvc.metrics import Metrics, MetricsPort
+from chatsvc.presence import Presence
+from chatsvc.producer import Producer
+from chatsvc.registrar import BEATS_PER_LISTING, Registrar
+from chatsvc.requests import RequestWatch
+from chatsvc.senders import SenderPool
+from chatsvc.servicer import Servicer
+from chatsvc.topics import Topics
+from chatsvc.watchdog import Watchdog
+
+_log = logging.getLogger(__name__)
+
+CHAT_PARTITIONS = 2
+CONNECTIONS_PARTITIONS = 3
+REPLY_SENDERS = 2
+
+MAX_MESSAGE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a started server is, and what its operator should know."""
+
+    port: int
+    metrics_url: str
+    brokers: tuple[str, ...]
+    embedded: bool
+    warnings: tuple[str, ...]
+
+
+class Server:
+    """A chat server in this process.
+
+    `start` and `stop` are called once each, from one thread; `stop` also after a failed start.
+    """
+
+    def __init__(self, config: Config, registry: CollectorRegistry | None = None) -> None:
+        self._config = config
+        self.metrics = Metrics(registry or CollectorRegistry())
+        self.presence = Presence(config.server_id, config.server_timeout)
+        self._running = ExitStack()
+        self._deadline = 0.0
+
+    def start(self) -> Listening:
+        """Starts everything and returns when clients can connect; blocks for seconds while Kafka
+        is looked for and positions are resolved.
+
+        Raises KafkaUnreachable, TopicFailed, PublishFailed or PortTaken; what had started has
+        been stopped then.
+        """
+        try:
+            return self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> Listening:
+        config = self._config
+        port = MetricsPort(self.metrics.registry, config.metrics_host, config.metrics_port)
+        metrics_url = port.start()
+        self._running.callback(port.close)
+        brokers, warnings = self._reach_kafka()
+        producer = self._start_producer(brokers)
+        self._build(producer)
+        self._start_threads()
+        self._start_reading(brokers, producer)
+        listening_port = self._listen(producer)
+        return Listening(listening_port, metrics_url, brokers, not config.brokers, warnings)
+
+    def _reach_kafka(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        config = self._config
+        topics = default_partitions(config)
+        if not config.brokers:
+            broker = EmbeddedBroker()
+            self._running.callback(broker.close)
+            brokers = broker.start()
+            for topic in topics:
+                broker.make_topic(topic)
+            return brokers, ()
+        admin = Topics(config.brokers, config.server_id, config.kafka_timeout)
+        admin.reach()
+        missing = admin.missing(topics)
+        return config.brokers, tuple(admin.create(missing)) if missing else ()
+
+    def _start_producer(self, brokers: tuple[str, ...]) -> Producer:
+        config = self._config
+        producer = Producer(
+            brokers,
+            config.server_id,
+            config.publish_timeout,
+            observe_ack=self.metrics.produce_latency.observe,
+            count_error=lambda name: self.metrics.produce_errors.labels(name).inc(),
+        )
+        self._running.callback(lambda: self._report_left(producer.close(self._time_left(1))))
+        producer.start()
+        return producer
+
+    def _build(self, producer: Producer) -> None:
+        config = self._config
+        metrics = self.metrics
+        self._watchdog = Watchdog()
+        self._senders = SenderPool(
+            "sender", config.senders, self._watchdog.wake, metrics.delivery_latency.observe
+        )
+        self._replies = SenderPool("reply", REPLY_SENDERS, self._watchdog.wake)
+        self._requests = RequestWatch(
+            config.rpc_threads, config.request_timeout, self._watchdog.wake
+        )
+        self._hub = Hub(
+            self._senders,
+            max_connections=config.max_connections,
+            outbox_messages=config.outbox_messages,
+            outbox_bytes=config.outbox_bytes,
+            send_timeout=config.send_timeout,
+            on_change=lambda user, count: self._registrar.note(user, count),
+            on_leave=self._count_leave,
+        )
+        self._registrar = Registrar(
+            config.server_id,
+            self.presence,
+            partial(producer.publish, config.connections_topic),
+            self._hub.users,
+            heartbeat_interval=config.heartbeat_interval,
+            count_invalid=lambda reason: metrics.records_invalid.labels(
+                config.connections_topic, reason
+            ).inc(),
+        )
+        self._watchdog.add((self._senders.check, self._replies.check))
+        self._watchdog.add((self._hub.check, self._requests.check))
+        self._watchdog.add((MemoryTrim(self._hub.__len__).check,))
+        metrics.observe(self._observe)
+
+    def _start_threads(self) -> None:
+        self._running.callback(self._watchdog.close)
+        self._watchdog.start()
+        self._running.callback(lambda: self._senders.close(self._time_left(0.5)))
+        self._senders.start()
+        self._running.callback(lambda: self._replies.close(self._time_left(0.5)))
+        self._replies.start()
+
+    def _start_reading(self, brokers: tuple[str, ...], producer: Producer) -> None:
+        config = self._config
+        fanout = Fanout(
+            self._hub,
+            count_received=self.metrics.messages_received.inc,
+            count_invalid=lambda reason: self.metrics.records_invalid.labels(
+                config.topic, reason
+            ).inc(),
+            observe_latency=self.metrics.message_latency.observe,
+        )
+        now_ms = self._registrar.introduce(config.kafka_timeout)
+        # Far enough back to find a listing of every server that is alive.
+        listed = (BEATS_PER_LISTING + 3) * config.heartbeat_interval
+        since_ms = max(0, now_ms - int(listed * 1_000))
+        chat = self._consumer(brokers, config.topic, fanout.on_records, None)
+        connections = self._consumer(
+            brokers, config.connections_topic, self._registrar.on_records, since_ms
+        )
+        for consumer in (chat, connections):
+            self._running.callback(consumer.close)
+            consumer.start(config.kafka_timeout)
+        watch = PartitionWatch(
+            (chat, connections), producer.count_partitions, config.partitions_interval
+        )
+        self._running.callback(watch.close)
+        watch.start()
+        if not connections.wait_caught_up(config.kafka_timeout):
+            raise TopicFailed(config.connections_topic, "could not be read to its end in time")
+        self._running.callback(lambda: self._registrar.close(self._time_left(1)))
+        self._registrar.start()
+
+    def _consumer(
+        self,
+        brokers: tuple[str, ...],
+        topic: str,
+        on_records: OnRecords,
+        since_ms: int | None,
+    ) -> TopicConsumer:
+        metrics = self.metrics
+        return TopicConsumer(
+            brokers,
+            self._config.server_id,
+            topic,
+            on_records,
+            since_ms=since_ms,
+            fetch_wait_ms=500 if self._config.brokers else EMBEDDED_FETCH_WAIT_MS,
+            report_lag=lambda partition, lag: metrics.consumer_lag.labels(topic, partition).set(
+                lag
+            ),
+            count_gap=metrics.records_lost.labels(topic).inc,
+        )
+
+    def _listen(self, producer: Producer) -> int:
+        config = self._config
+        pool = ThreadPoolExecutor(config.rpc_threads, thread_name_prefix="rpc")
+        self._running.callback(pool.shutdown)
+        server = grpc.server(
+            pool,
+            options=channel_options(config),
+            maximum_concurrent_rpcs=config.max_pending_rpcs,
+        )
+        servicer = Servicer(
+            config.server_id,
+            self._hub,
+            partial(producer.publish, config.topic),
+            self._replies,
+            self._requests,
+            self.metrics,
+            send_timeout=config.send_timeout,
+            publish_timeout=config.publish_timeout,
+        )
+        server.add_generic_rpc_handlers(servicer.handlers())
+        address = f"[{config.host}]" if ":" in config.host else config.host
+        try:
+            port: int = server.add_insecure_port(f"{address}:{config.port}")
+        except RuntimeError as error:
+            cause = "address already in use or not of this machine"
+            raise PortTaken("--port", f"{address}:{config.port}", cause) from error
+        self._running.callback(lambda: self._stop_serving(server, producer))
+        server.start()
+        return port
+
+    def stop(self) -> None:
+        """Stops everything within about `stop_timeout` seconds: streams end with UNAVAILABLE
+        after what is in their outboxes, what was accepted is acked or refused, and this server
+        says that it leaves. Idempotent."""
+        self._deadline = time.monotonic() + self._config.stop_timeout
+        self._running.close()
+
+    def _stop_serving(self, server: grpc.Server, producer: Producer) -> None:
+        stopped = server.stop(grace=self._time_left(1.5))
+        self._hub.close(CloseReason.SHUTDOWN)
+        if not stopped.wait(self._time_left(3)):
+            producer.give_up()  # Kafka is away: refuse what waits for it while there is time
+        if not stopped.wait(self._time_left(0.5)):
+            _log.warning("Some calls could not be ended in time")
+
+    def _time_left(self, reserved: float) -> float:
+        """Seconds of a stop that are left but for `reserved`."""
+        return max(0.1, self._deadline - time.monotonic() - reserved)
+
+    def _report_left(self, refused: int) -> None:
+        if refused:
+            _log.warning("%d records were not confirmed by Kafka before the stop", refused)
+
+    def _count_leave(self, reason: CloseReason, undelivered: int) -> None:
+        self.metrics.disconnects.labels(reason.value).inc()
+        if undelivered and reason is not CloseReason.LEFT:
+            self.metrics.messages_dropped.labels(reason.value).inc(undelivered)
+
+    def _observe(self) -> Iterable[Metric]:
+        backlogs = self._hub.backlogs()
+        servers = self.presence.servers()
+        yield metric.gauge("connections_active", "Streams open now", len(backlogs))
+        yield metric.gauge("outbox_depth_messages", "Messages in all outboxes", sum(backlogs))
+        yield metric.gauge(
+            "outbox_depth_max_messages", "Messages in the fullest outbox", max(backlogs, default=0)
+        )
+        yield metric.count(
+            "messages_delivered", "Messages handed to the transport", self._senders.messages_sent
+        )
+        yield metric.gauge("sender_threads", "Threads that send", self._senders.threads)
+        yield metric.gauge("servers_known", "Servers alive, this one too", len(servers))
+        users = {user for here in servers.values() for user in here}
+        yield metric.gauge("users_known", "Users connected to any server", len(users))
+
+
+def default_partitions(config: Config) -> dict[str, int]:
+    """The topics that a server needs and how many partitions they are created with."""
+    return {
+        config.topic: CHAT_PARTITIONS,
+        config.connections_topic: CONNECTIONS_PARTITIONS,
+    }
+
+
+def channel_options(config: Config) -> list[tuple[str, int]]:
+    """gRPC's channel arguments for a server; wrong names would be ignored silently.
+
+    Sources: keepalive.md of gRPC core and channel_arg_names.h.
+    """
+    return [
+        # A second server on the same port must fail, not take half of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # Clients may ping as often as ours do, every 20 s, also without messages.
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_concurrent_streams", 128),
+        ("grpc.max_metadata_size", 8 * 1024),
+        ("grpc.absolute_max_metadata_size", 16 * 1024),
+        (
+            "grpc.max_allowed_incoming_connections",
+            config.max_connections + config.max_connections // 4 + 16,
+        ),
+        # A peer that connects and does not speak HTTP/2.
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 300_000),
+    ]

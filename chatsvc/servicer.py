@@ -1,0 +1,295 @@
+"""The RPCs, and the only place where errors become status codes.
+
+Every method is registered as a stream of requests with a non-blocking handler, whatever it is in
+the proto: on the wire that makes no difference. It lets our code run before the request has come,
+answer from another thread when Kafka has acked, and keep no thread a stream.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Generic, Protocol
+
+import grpc
+
+from chatsvc import frames, metadata, rules
+from chatsvc.errors import (
+    ChatError,
+    CloseReason,
+    InvalidRequest,
+    MessageTooLarge,
+    PublishFailed,
+    ServerBusy,
+    ServerFull,
+    ServerStopping,
+)
+from chatsvc.hub import Hub
+from chatsvc.metrics import Metrics
+from chatsvc.model import Acked, ChatMessage
+from chatsvc.pb import chat_pb2
+from chatsvc.records import encode_message
+from chatsvc.requests import M, Malformed, Parser, RequestWatch, wrong_type
+from chatsvc.senders import Pulse, SenderPool
+
+_log = logging.getLogger(__name__)
+
+
+_Send = Callable[[bytes | None], None]
+
+_STATUS: dict[type[ChatError], tuple[grpc.StatusCode, int | None]] = {
+    InvalidRequest: (grpc.StatusCode.INVALID_ARGUMENT, None),
+    MessageTooLarge: (grpc.StatusCode.INVALID_ARGUMENT, None),
+    ServerFull: (grpc.StatusCode.RESOURCE_EXHAUSTED, 5_000),
+    ServerBusy: (grpc.StatusCode.RESOURCE_EXHAUSTED, 1_000),
+    ServerStopping: (grpc.StatusCode.UNAVAILABLE, 100),
+    PublishFailed: (grpc.StatusCode.UNAVAILABLE, 1_000),
+}
+
+_CLOSE_STATUS: dict[CloseReason, tuple[grpc.StatusCode, str, int]] = {
+    CloseReason.SLOW: (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "client is too slow: it did not read its messages in time; connect again",
+        1_000,
+    ),
+    CloseReason.SHUTDOWN: (grpc.StatusCode.UNAVAILABLE, str(ServerStopping()), 100),
+}
+
+
+class Publish(Protocol):
+    """Producer.publish, for the chat topic."""
+
+    def __call__(
+        self,
+        key: bytes,
+        value: bytes,
+        done: Callable[[Acked | ChatError], None],
+        timeout: float | None = None,
+    ) -> None: ...
+
+
+class _Call:
+    """One RPC under way: how it is answered."""
+
+    __slots__ = ("_method", "_metrics", "_send", "context")
+
+    def __init__(
+        self, method: str, metrics: Metrics, context: grpc.ServicerContext, send: _Send
+    ) -> None:
+        self._method = method
+        self._metrics = metrics
+        self._send = send
+        self.context = context
+
+    def send(self, frame: bytes) -> None:
+        """Sends one message; blocks while the client's window is full."""
+        self._send(frame)
+
+    def finish(self) -> None:
+        """Ends the call with OK."""
+        self._send(None)
+
+    def refuse(self, error: ChatError) -> None:
+        """Ends the call with the status for `error`."""
+        code, retry_ms = _STATUS[type(error)]
+        self.fail(code, str(error), retry_ms)
+
+    def fail(self, code: grpc.StatusCode, details: str, retry_ms: int | None) -> None:
+        """Ends the call with an error."""
+        self._metrics.rpc_errors.labels(self._method, code.name).inc()
+        self.context.set_code(code)
+        self.context.set_details(details)
+        if retry_ms is not None:
+            self.context.set_trailing_metadata(((metadata.RETRY_AFTER, str(retry_ms)),))
+        self._send(None)
+
+
+class _Stream:
+    """A connection's transport over a call."""
+
+    __slots__ = ("_call", "send")
+
+    def __init__(self, call: _Call) -> None:
+        self._call = call
+        self.send = call.send
+
+    def end(self, reason: CloseReason) -> None:
+        self._call.fail(*_CLOSE_STATUS[reason])
+
+    def cancel(self) -> None:
+        self._call.context.cancel()
+
+
+class _Reply:
+    """The answer to one BroadcastMessage, sent from a pool of its own once Kafka has spoken."""
+
+    __slots__ = ("_call", "_metrics", "_outcome", "_pool", "_timeout")
+
+    def __init__(
+        self, call: _Call, pool: SenderPool, metrics: Metrics, send_timeout: float
+    ) -> None:
+        self._call = call
+        self._pool = pool
+        self._metrics = metrics
+        self._timeout = send_timeout
+        self._outcome: Acked | ChatError | None = None
+
+    def done(self, outcome: Acked | ChatError) -> None:
+        """The producer's callback."""
+        self._outcome = outcome
+        self._pool.ready([self])
+
+    def drain(self, pulse: Pulse) -> bool:
+        if isinstance(self._outcome, Acked):
+            self._metrics.messages_published.inc()
+            self._call.send(frames.CLOSE)
+            self._call.finish()
+        else:
+            assert self._outcome is not None  # done() comes first
+            _log.warning("%s", self._outcome)
+            self._call.refuse(self._outcome)
+        return False
+
+    def check_send(self, seconds: float, now: float) -> None:
+        if seconds > self._timeout:
+            self._call.context.cancel()
+
+
+class _Behavior(Generic[M]):
+    """What grpcio calls for a method, in a pool thread: reads the request, runs the method, and
+    turns what it raises into a status."""
+
+    # grpcio hands such a handler a function that sends, and frees the thread when it returns.
+    experimental_non_blocking = True
+
+    def __init__(
+        self,
+        method: str,
+        parser: Parser[M],
+        run: Callable[[M, _Call], None],
+        requests: RequestWatch,
+        metrics: Metrics,
+    ) -> None:
+        self._method = method
+        self._parser = parser
+        self._run = run
+        self._requests = requests
+        self._metrics = metrics
+
+    def __call__(
+        self, requests: Iterator[M | Malformed], context: grpc.ServicerContext, send: _Send
+    ) -> None:
+        call = _Call(self._method, self._metrics, context, send)
+        try:
+            self._run(self._parser.parsed(self._requests.first(requests, context)), call)
+        except grpc.RpcError:
+            raise  # the call is over; grpcio knows its own error and says nothing
+        except ChatError as error:
+            call.refuse(error)
+        except Exception:
+            number = uuid.uuid4().hex[:8]
+            _log.exception("%s failed (error %s)", self._method, number)
+            call.fail(grpc.StatusCode.INTERNAL, f"internal error {number}", None)
+
+
+class Servicer:
+    """The methods of service Broadcast over a hub and a producer's `publish`."""
+
+    def __init__(
+        self,
+        server_id: str,
+        hub: Hub,
+        publish: Publish,
+        replies: SenderPool,
+        requests: RequestWatch,
+        metrics: Metrics,
+        *,
+        send_timeout: float,
+        publish_timeout: float,
+    ) -> None:
+        self._server_id = server_id
+        self._hub = hub
+        self._publish = publish
+        self._replies = replies
+        self._requests = requests
+        self._metrics = metrics
+        self._send_timeout = send_timeout
+        self._publish_timeout = publish_timeout
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """What a grpc.Server has to register."""
+        broadcast = {
+            "CreateStream": self._handler("CreateStream", chat_pb2.Connect, self._create_stream),
+            "BroadcastMessage": self._handler(
+                "BroadcastMessage", chat_pb2.Message, self._broadcast_message
+            ),
+        }
+        return [grpc.method_handlers_generic_handler("chat.Broadcast", broadcast)]
+
+    def _handler(self, method: str, kind: type[M], run: Callable[[M, _Call], None]) -> Any:
+        parser = Parser(kind)
+        behavior = _Behavior(method, parser, run, self._requests, self._metrics)
+        return grpc.stream_stream_rpc_method_handler(behavior, request_deserializer=parser)
+
+    def _create_stream(self, request: chat_pb2.Connect, call: _Call) -> None:
+        try:
+            rules.check_name("user.id", request.user.id)
+            connection = self._hub.add(request.user.id, _Stream(call))
+        except ChatError as error:
+            self._metrics.connections_failed.labels(_REFUSALS[type(error)]).inc()
+            raise
+        # From here on the callback, which runs once when the call is over, cleans up.
+        if not call.context.add_callback(partial(self._hub.remove, connection)):
+            self._hub.remove(connection)
+            return
+        self._metrics.connections.inc()
+        call.context.send_initial_metadata(((metadata.SERVER_ID, self._server_id),))
+        _log.info("User %s connected to server %s", connection.user, self._server_id)
+        self._hub.activate(connection)
+
+    def _broadcast_message(self, request: chat_pb2.Message, call: _Call) -> None:
+        message = _checked(request)
+        reply = _Reply(call, self._replies, self._metrics, self._send_timeout)
+        key, value = encode_message(message)
+        # The answer has to arrive before the client's own deadline, or it learns nothing.
+        remaining = call.context.time_remaining()
+        timeout = min(self._publish_timeout, remaining - min(0.5, remaining / 5))
+        self._publish(key, value, reply.done, timeout)
+
+
+_REFUSALS: dict[type[ChatError], str] = {
+    InvalidRequest: "invalid",
+    ServerFull: "full",
+    ServerStopping: "stopping",
+}
+
+
+def _checked(request: chat_pb2.Message) -> ChatMessage:
+    """The message that a request asks to send. Raises InvalidRequest."""
+    try:
+        rules.check_name("id", request.id)
+        rules.check_content("content", request.content)
+        rules.check_message_id("message_id", request.message_id)
+        rules.check_room("room", request.room)
+    except InvalidRequest as error:
+        number = chat_pb2.Message.DESCRIPTOR.fields_by_name[error.field].number
+        if wrong_type(request, number):
+            raise InvalidRequest(error.field, "has the wrong type") from error
+        raise
+    return ChatMessage(
+        request.id,
+        request.content,
+        _sent_at(request),
+        request.room,
+        request.message_id or uuid.uuid4().hex,
+    )
+
+
+def _sent_at(request: chat_pb2.Message) -> str:
+    if not request.HasField("timestamp"):
+        return datetime.now(UTC).isoformat(timespec="milliseconds")
+    try:
+        return request.timestamp.ToJsonString()
+    except ValueError as error:
+        raise InvalidRequest("timestamp", "is out of range") from error

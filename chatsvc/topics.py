@@ -1,0 +1,130 @@
+"""Topics: look whether Kafka is there, and create, describe and grow topics."""
+
+import logging
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without __all__
+    AdminClient,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
+
+from chatsvc import librdkafka
+from chatsvc.errors import KafkaUnreachable, TopicFailed
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+REPLICATION = 3
+MIN_IN_SYNC = 2
+SHOWN_CONFIG = ("min.insync.replicas", "message.timestamp.type", "retention.ms", "cleanup.policy")
+
+
+@dataclass(frozen=True)
+class PartitionDescription:
+    """One partition and the ids of the brokers that have it."""
+
+    partition: int
+    leader: int
+    replicas: tuple[int, ...]
+    in_sync: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TopicDescription:
+    """A topic as Kafka has it."""
+
+    topic: str
+    partitions: tuple[PartitionDescription, ...]
+    config: dict[str, str]
+
+
+class Topics:
+    """Administers topics. All calls block for at most `timeout` seconds each."""
+
+    def __init__(self, brokers: tuple[str, ...], client_id: str, timeout: float) -> None:
+        self._brokers = brokers
+        self._timeout = timeout
+        errors = librdkafka.ErrorLog(logging.DEBUG)
+        self._client = AdminClient(librdkafka.settings(brokers, client_id, errors))
+
+    def reach(self) -> int:
+        """Returns how many brokers there are. Raises KafkaUnreachable if none answers."""
+        try:
+            return len(self._client.list_topics(timeout=self._timeout).brokers)
+        except KafkaException as error:
+            cause = librdkafka.cause(error.args[0])
+            raise KafkaUnreachable(self._brokers, cause) from error
+
+    def missing(self, topics: dict[str, int]) -> dict[str, int]:
+        """Of topics with their numbers of partitions, those that do not exist."""
+        known = self._client.list_topics(timeout=self._timeout).topics
+        return {topic: count for topic, count in topics.items() if topic not in known}
+
+    def create(self, topics: dict[str, int]) -> list[str]:
+        """Creates topics with so many partitions each, on three brokers if there are so many,
+        with LogAppendTime. One that exists meanwhile is left alone. Returns warnings for people.
+        Raises TopicFailed or KafkaUnreachable."""
+        replicas = min(REPLICATION, self.reach())
+        config = {
+            "min.insync.replicas": str(MIN_IN_SYNC if replicas >= REPLICATION else 1),
+            "message.timestamp.type": "LogAppendTime",
+        }
+        wanted = [
+            NewTopic(topic, count, replicas, config=config) for topic, count in topics.items()
+        ]
+        for topic, future in self._client.create_topics(wanted).items():
+            try:
+                self._wait(topic, future)
+            except TopicFailed as error:
+                if not _exists_already(error):
+                    raise
+        if replicas >= REPLICATION:
+            return []
+        return [
+            f"{', '.join(topics)} created with replication factor {replicas} and "
+            "min.insync.replicas 1, for there are fewer than three brokers: "
+            "losing one broker may lose messages"
+        ]
+
+    def describe(self, topic: str) -> TopicDescription:
+        """What Kafka says of a topic. Raises TopicFailed."""
+        metadata = self._client.list_topics(topic, timeout=self._timeout).topics[topic]
+        if metadata.error is not None:
+            raise TopicFailed(topic, librdkafka.cause(metadata.error))
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        config = self._wait(topic, self._client.describe_configs([resource])[resource])
+        return TopicDescription(
+            topic,
+            tuple(
+                PartitionDescription(each.id, each.leader, tuple(each.replicas), tuple(each.isrs))
+                for each in sorted(metadata.partitions.values(), key=lambda each: each.id)
+            ),
+            {name: config[name].value for name in SHOWN_CONFIG if name in config},
+        )
+
+    def grow(self, topic: str, partitions: int) -> None:
+        """Raises the number of a topic's partitions. Raises TopicFailed, also if it has more."""
+        futures = self._client.create_partitions([NewPartitions(topic, partitions)])
+        self._wait(topic, futures[topic])
+
+    def _wait(self, topic: str, future: "Future[T]") -> T:
+        try:
+            return future.result(self._timeout)
+        except KafkaException as error:
+            raise TopicFailed(topic, librdkafka.cause(error.args[0])) from error
+        except TimeoutError as error:
+            raise TopicFailed(topic, "no answer in time") from error
+
+
+def _exists_already(error: TopicFailed) -> bool:
+    kafka = error.__cause__
+    return isinstance(kafka, KafkaException) and (
+        kafka.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS
+    )

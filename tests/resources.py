@@ -1,0 +1,31 @@
+"""What a process of ours holds, as Linux tells it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Resources(NamedTuple):
+    """Threads, open files, resident memory in MiB and processor time in seconds."""
+
+    threads: int
+    files: int
+    rss_mib: float
+    cpu_seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.rss_mib:.0f} MiB, {self.threads} threads, {self.files} files"
+
+
+def of(pid: int) -> Resources:
+    """The resources of a process now."""
+    process = Path("/proc", str(pid))
+    status = dict(
+        line.split(":\t", 1) for line in process.joinpath("status").read_text().splitlines()
+    )
+    times = process.joinpath("stat").read_text().rsplit(")", 1)[1].split()
+    return Resources(
+        threads=int(status["Threads"]),
+        files=len(list(process.joinpath("fd").iterdir())),
+        rss_mib=int(status["VmRSS"].split()[0]) / 1024,
+        cpu_seconds=(int(times[11]) + int(times[12])) / 100,
+    )

@@ -1,0 +1,133 @@
+import time
+
+import orjson
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from chatsvc.fanout import BATCH_MESSAGES, Fanout
+from chatsvc.frames import Batch
+from chatsvc.model import ChatMessage, Record
+from chatsvc.pb import chat_pb2
+from chatsvc.records import encode_message
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+class RecordingHub:
+    """Keeps what is broadcast."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+    def broadcast(self, batch: Batch) -> None:
+        self.batches.append(batch)
+
+
+class Scene:
+    """A fanout and what it told."""
+
+    def __init__(self) -> None:
+        self.hub = RecordingHub()
+        self.received: list[int] = []
+        self.invalid: list[str] = []
+        self.latencies: list[float] = []
+        self.fanout = Fanout(
+            self.hub,  # type: ignore[arg-type]
+            count_received=self.received.append,
+            count_invalid=self.invalid.append,
+            observe_latency=self.latencies.append,
+        )
+
+    @property
+    def messages(self) -> list[chat_pb2.Message]:
+        """All that was broadcast, in order."""
+        return [
+            chat_pb2.Message.FromString(frame)
+            for batch in self.hub.batches
+            for frame in batch.messages
+        ]
+
+
+def record(value: bytes | None, appended_ms: int = -1) -> Record:
+    """A record of the chat topic."""
+    return Record(0, 0, value, appended_ms, True)
+
+
+def said(content: str, appended_ms: int = -1, room: str = "") -> Record:
+    """A record of a message of Ann's."""
+    return record(encode_message(ChatMessage("ann", content, "", room))[1], appended_ms)
+
+
+def test_messages_are_broadcast_in_order() -> None:
+    """One read becomes batches of at most BATCH_MESSAGES, in the order of the records."""
+    scene = Scene()
+    contents = [str(number) for number in range(2 * BATCH_MESSAGES + 1)]
+    scene.fanout.on_records([said(content) for content in contents])
+    assert [message.content for message in scene.messages] == contents
+    assert [len(batch.messages) for batch in scene.hub.batches] == [
+        BATCH_MESSAGES,
+        BATCH_MESSAGES,
+        1,
+    ]
+    assert scene.received == [len(contents)]
+
+
+def test_records_that_are_not_messages_are_skipped() -> None:
+    """What does not parse, and rooms, are counted by reason; the rest is delivered."""
+    scene = Scene()
+    bad = [record(None), record(b"\xff"), record(orjson.dumps({"id": "ann"})), said("x", room="r")]
+    scene.fanout.on_records([*bad, said("hi")])
+    assert [message.content for message in scene.messages] == ["hi"]
+    assert scene.invalid == ["no_value", "not_json", "missing_key", "room"]
+    assert scene.received == [1]
+
+
+def test_nothing_is_broadcast_for_nothing() -> None:
+    """A read without a message makes no batch."""
+    scene = Scene()
+    scene.fanout.on_records([record(None)])
+    assert scene.hub.batches == []
+    assert scene.received == [0]
+
+
+def test_a_message_has_the_time_of_its_record() -> None:
+    """The timestamp on the wire is when Kafka appended the record, and the latency runs from it."""
+    scene = Scene()
+    before = time.time()
+    appended_ms = int(before * 1_000) - 5_000
+    scene.fanout.on_records([said("hi", appended_ms)])
+    (message,) = scene.messages
+    assert message.timestamp.ToMilliseconds() == appended_ms
+    assert 5.0 <= scene.latencies[0] <= time.time() - before + 5.1
+
+
+def test_a_record_without_a_time_has_the_time_of_its_arrival() -> None:
+    """Where Kafka tells no time, the message is as old as its fan-out."""
+    scene = Scene()
+    before_ms = int(time.time() * 1_000)
+    scene.fanout.on_records([said("hi", -1)])
+    (message,) = scene.messages
+    assert before_ms <= message.timestamp.ToMilliseconds() <= time.time() * 1_000
+
+
+def test_a_record_from_the_future_has_no_negative_latency() -> None:
+    """A clock that is ahead of ours does not turn the histogram's sum back."""
+    scene = Scene()
+    scene.fanout.on_records([said("hi", int(time.time() * 1_000) + 10**9)])
+    assert scene.latencies == [0.0]
+
+
+@given(st.lists(st.tuples(st.none() | st.binary(), INT64)), INT64)
+@example([], 253_402_300_800_000)
+@example([(None, -1)], 2**63 - 1)
+def test_no_record_keeps_another_from_delivery(
+    foreign: list[tuple[bytes | None, int]], appended_ms: int
+) -> None:
+    """Whatever bytes and times come before it, a message is delivered, with a time that every
+    protobuf library takes."""
+    scene = Scene()
+    records = [record(value, at) for value, at in foreign]
+    scene.fanout.on_records([*records, said("hi", appended_ms)])
+    (message,) = scene.messages
+    assert message.content == "hi"
+    message.timestamp.ToDatetime()
