@@ -1,0 +1,5 @@
+"""`python -m chatsvc.cli` is `chatsvc`."""
+
+from .main import main
+
+main()

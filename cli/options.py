@@ -1,0 +1,43 @@
+"""Options and types that several commands share."""
+
+from typing import Any
+
+import click
+
+from chatsvc.rules import is_address
+
+
+class ServerAddress(click.ParamType[str]):
+    """`HOST:PORT` of a chat server."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not is_address(text):
+            self.fail(f"{text!r} is not HOST:PORT", param, ctx)
+        return text
+
+
+servers_option = click.option(
+    "--server",
+    "server",
+    multiple=True,
+    type=ServerAddress(),
+    default=("localhost:8081",),
+    show_default=True,
+    help="A chat server; may be repeated, the next one is tried when one is lost.",
+)
+
+
+class Brokers(click.ParamType[tuple[str, ...]]):
+    """Kafka brokers, comma separated."""
+
+    name = "HOST:PORT,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
