@@ -4,6 +4,7 @@ It keeps one stream to one of its servers, goes on at another when that one is l
 messages until they are confirmed, always with the same message_id.
 """
 
+import logging
 import random
 import threading
 import time
@@ -19,6 +20,8 @@ import grpc
 from chatsvc import metadata
 from chatsvc.errors import ChatError, ClientClosed, ConnectionFailed, SendFailed
 from chatsvc.pb import chat_pb2, chat_pb2_grpc
+
+_log = logging.getLogger(__name__)
 
 BUFFERED_EVENTS = 1_000
 """Events that wait for `receive`. When there are so many the stream is not read on, and once the
@@ -172,7 +175,9 @@ class ChatClient:
             except ConnectionFailed as error:
                 cause = error.cause
             else:
-                self._thread.start()
+                with self._changed:
+                    if not self._closed:
+                        self._thread.start()
                 return connected
         raise ConnectionFailed(cause, self._servers)
 
@@ -234,15 +239,28 @@ class ChatClient:
                     raise ClientClosed
                 self._call = call = link.open_stream(self.user)
             server_id = link.registered(call)
+            with self._changed:
+                if self._closed:  # close() has not seen this link
+                    raise ClientClosed
+                self._link = link
+                self._changed.notify_all()
         except ChatError:
             link.close()
             raise
-        with self._changed:
-            self._link = link
-            self._changed.notify_all()
         return Connected(server, server_id, again)
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        except Exception as error:
+            # Whoever waits must learn that nothing will come, whatever went wrong here.
+            _log.exception("the client's thread failed")
+            with self._changed:
+                self._failure = ConnectionFailed(f"internal error: {error}", self._servers)
+                self._changed.notify_all()
+
+    def _follow(self) -> None:
+        """Reads one stream after the other until the client is closed or refused."""
         while True:
             opened_at = time.monotonic()
             error = self._read_stream()
@@ -271,9 +289,10 @@ class ChatClient:
             self._seen[key] = None
             if len(self._seen) > REMEMBERED_IDS:
                 self._seen.popitem(last=False)
-        at = message.timestamp.ToDatetime(tzinfo=UTC)
         own = message.id == self.user
-        return self._put(Received(message.id, message.content, at, message.message_id, own))
+        return self._put(
+            Received(message.id, message.content, _time(message), message.message_id, own)
+        )
 
     def _put(self, event: Event) -> bool:
         with self._changed:
@@ -385,6 +404,13 @@ def _deliver(
             seconds = backoff.next()
         if not pause(seconds):
             raise ClientClosed
+
+
+def _time(message: chat_pb2.Message) -> datetime:
+    try:
+        return message.timestamp.ToDatetime(tzinfo=UTC)
+    except ValueError:  # a server's message may have any number
+        return datetime.fromtimestamp(0, UTC)
 
 
 def _message(user: str, content: str, message_id: str | None) -> chat_pb2.Message:

@@ -1,11 +1,5 @@
 """The group that all commands belong to."""
 
-import os
-
-# Before grpc is imported: its core would write lines of its own to stderr, for a port that is
-# taken for instance. What matters reaches us as an exception.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
 import click
 
 from chatsvc import __version__
