@@ -1,6 +1,7 @@
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -112,3 +113,44 @@ def test_close_is_idempotent_and_works_before_start() -> None:
     watchdog = Watchdog()
     watchdog.close()
     watchdog.close()
+
+
+class InterruptedEvent(threading.Event):
+    """Runs `interruption` just before it is cleared, and notes who sets it."""
+
+    interruption: Callable[[], None]
+    setters: list[threading.Thread]
+
+    def clear(self) -> None:
+        self.interruption()
+        super().clear()
+
+    def set(self) -> None:
+        super().set()
+        self.setters.append(threading.current_thread())
+
+
+def test_a_close_just_before_the_checks_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog does not park when it is closed between its look at that and its checks."""
+    events = SimpleNamespace(Event=InterruptedEvent, Thread=threading.Thread)
+    monkeypatch.setattr("chatsvc.watchdog.threading", events)
+    watchdog = Watchdog(interval=0.001)
+    closer = threading.Thread(target=watchdog.close)
+    begun = threading.Event()
+
+    def close() -> None:
+        if not begun.is_set():
+            closer.start()
+            begun.set()
+            assert eventually(lambda: InterruptedEvent.setters.count(closer) == 2)
+
+    monkeypatch.setattr(InterruptedEvent, "interruption", staticmethod(close), raising=False)
+    monkeypatch.setattr(InterruptedEvent, "setters", [], raising=False)
+    watchdog.start()
+    watchdog.wake()
+    assert begun.wait(20)
+    closer.join(5)
+    missed = closer.is_alive()
+    watchdog.wake()  # a watchdog that missed it ends now
+    closer.join(20)
+    assert not missed

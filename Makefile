@@ -1,0 +1,52 @@
+# The two that do all the set-up: `make server` and `make test`.
+PYTHON ?= python3
+BROKERS ?=
+SERVER ?= localhost:8081
+KAFKA_PORTS = 9092,9093,9094
+
+VENV = .venv
+CHATSVC = $(VENV)/bin/chatsvc
+COMPOSE = docker compose --file deploy/docker-compose.yml
+KAFKA = $(PYTHON) deploy/kafka/brokers.py
+
+.PHONY: help server client test kafka-up kafka-down clean
+
+help:
+	@echo "make server              a server with a broker in memory, or with BROKERS=localhost:9092,..."
+	@echo "make client USER=alice   talk, at SERVER=$(SERVER)"
+	@echo "make kafka-up            three Kafka brokers on $(KAFKA_PORTS), by docker or else by Java"
+	@echo "make kafka-down          stop them"
+	@echo "make test                all tests (Python, Java 17 and Maven)"
+	@echo "make clean               remove what the others made, messages too"
+
+# What runs, installed from this tree; changes to the code need no new install.
+$(CHATSVC): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	@touch $@
+
+server: $(CHATSVC)
+	@exec $(CHATSVC) serve $(if $(BROKERS),--brokers $(BROKERS))
+
+client: $(CHATSVC)
+	@exec $(CHATSVC) join "$(USER)" --server $(SERVER)
+
+$(VENV)/bin/tox: | $(CHATSVC)
+	$(VENV)/bin/python -m pip install --quiet 'tox>=4.20'
+
+test: $(VENV)/bin/tox
+	$(VENV)/bin/tox run
+
+kafka-up:
+	@if docker info >/dev/null 2>&1; then \
+		$(COMPOSE) up --detach && $(COMPOSE) wait init-topics; \
+	else \
+		$(KAFKA) up --ports $(KAFKA_PORTS); \
+	fi
+
+kafka-down:
+	@if docker info >/dev/null 2>&1; then $(COMPOSE) down; else $(KAFKA) down; fi
+
+clean: kafka-down
+	rm -rf $(VENV) .tox .kafka build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
