@@ -33,6 +33,7 @@ from waiting import eventually
 
 WAIT = 20
 OpenClient = Callable[..., ChatClient]
+Serve = Callable[..., tuple[Server, str]]
 InThread = Callable[..., "Future[Any]"]
 
 
@@ -82,6 +83,17 @@ def kafka(start_server: StartServer) -> Iterator[Kafka]:
 
 
 @pytest.fixture
+def serve(start_server: StartServer) -> Serve:
+    """Starts servers with a broker of their own each, and tells their addresses."""
+
+    def start(**settings: object) -> tuple[Server, str]:
+        server, listening = start_server(**settings)
+        return server, address(listening)
+
+    return start
+
+
+@pytest.fixture
 def server(start_server: StartServer) -> str:
     """The address of a server."""
     return address(start_server(server_id="s")[1])
@@ -90,7 +102,7 @@ def server(start_server: StartServer) -> str:
 @pytest.fixture
 def open_client(request: pytest.FixtureRequest) -> Iterator[OpenClient]:
     """Connects clients, which are closed after the test and before the servers are stopped."""
-    for name in ("kafka", "server", "start_server"):
+    for name in ("kafka", "server", "serve"):
         if name in request.fixturenames:
             request.getfixturevalue(name)
     with contextlib.ExitStack() as clients:
@@ -152,10 +164,10 @@ def test_a_name_that_the_server_refuses_is_said(server: str) -> None:
         assert caught.value.cause.startswith("user.id: must not have control characters")
 
 
-def test_a_full_server_is_passed_by(kafka: Kafka, open_client: OpenClient) -> None:
+def test_a_full_server_is_passed_by(serve: Serve, open_client: OpenClient) -> None:
     """When the first server has no place the client connects to the second."""
-    _, full = kafka.serve(max_connections=1)
-    _, other = kafka.serve()
+    _, full = serve(max_connections=1)
+    _, other = serve()
     open_client("ann", full)
     with ChatClient("bob", [full, other]) as bob:
         assert bob.connect().server == other
@@ -257,10 +269,10 @@ def until_connected(client: ChatClient) -> list[Event]:
     return events
 
 
-def test_a_client_goes_on_at_the_other_server(kafka: Kafka, open_client: OpenClient) -> None:
+def test_a_client_goes_on_at_the_other_server(serve: Serve, open_client: OpenClient) -> None:
     """After its server has stopped it says Lost once and Connected once, and receives again."""
-    first, first_address = kafka.serve(server_id="first")
-    _, second_address = kafka.serve(server_id="second")
+    first, first_address = serve(server_id="first")
+    _, second_address = serve(server_id="second")
     bob = open_client("bob", first_address, second_address)
     first.stop()
     assert until_connected(bob) == [
@@ -271,20 +283,20 @@ def test_a_client_goes_on_at_the_other_server(kafka: Kafka, open_client: OpenCli
     assert received(bob).content == "hi"
 
 
-def test_a_client_waits_for_its_server_to_return(kafka: Kafka, open_client: OpenClient) -> None:
+def test_a_client_waits_for_its_server_to_return(serve: Serve, open_client: OpenClient) -> None:
     """A client with one server looks for it until it is there again, and says Lost once."""
-    server, where = kafka.serve()
+    server, where = serve()
     bob = open_client("bob", where)
     server.stop()
     assert isinstance(bob.receive(WAIT), Lost)
     assert bob.receive(0.5) is None
-    kafka.serve(port=int(where.rpartition(":")[2]), server_id="again")
+    serve(port=int(where.rpartition(":")[2]), server_id="again")
     assert bob.receive(WAIT) == Connected(where, "again", again=True)
 
 
-def test_a_slow_client_hears_why_it_was_cut_off(kafka: Kafka, open_client: OpenClient) -> None:
+def test_a_slow_client_hears_why_it_was_cut_off(serve: Serve, open_client: OpenClient) -> None:
     """The cause of a loss is the server's own sentence."""
-    server, where = kafka.serve()
+    server, where = serve()
     bob = open_client("bob", where)
     server._hub.close(CloseReason.SLOW)  # as an overflow would, in a moment
     event = bob.receive(WAIT)
@@ -439,10 +451,10 @@ def test_close_ends_a_send(kafka: Kafka, open_client: OpenClient, in_thread: InT
 
 
 def test_close_ends_the_search_for_a_server(
-    kafka: Kafka, open_client: OpenClient, in_thread: InThread
+    serve: Serve, open_client: OpenClient, in_thread: InThread
 ) -> None:
     """A client that has lost its server can be closed, and senders that wait hear it."""
-    server, where = kafka.serve()
+    server, where = serve()
     bob = open_client("bob", where)
     server.stop()
     assert isinstance(bob.receive(WAIT), Lost)
@@ -463,9 +475,9 @@ def test_a_closed_client_does_nothing_more(server: str, open_client: OpenClient)
         bob.send("hi")
 
 
-def test_a_client_that_is_closed_leaves_the_server(kafka: Kafka, open_client: OpenClient) -> None:
+def test_a_client_that_is_closed_leaves_the_server(serve: Serve, open_client: OpenClient) -> None:
     """The server forgets its user."""
-    server, where = kafka.serve(server_id="s")
+    server, where = serve(server_id="s")
     bob = open_client("bob", where)
     assert eventually(lambda: server.presence.where("bob") == {"s"})
     bob.close()

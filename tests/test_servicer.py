@@ -789,7 +789,7 @@ def test_a_stop_answers_those_who_wait_for_kafka(
     start_without_kafka: Away, open_chat: OpenChat
 ) -> None:
     """Messages that Kafka has not confirmed are refused with a status, not cut off."""
-    server, listening = start_without_kafka(stop_timeout=4.0)
+    server, listening = start_without_kafka(stop_timeout=3.2)
     chat = open_chat(target(listening))
     answers = [chat.send_later(f"{number}") for number in range(10)]
     late = failed(chat.send_later("probe", timeout=0.5))  # those before it are with Kafka now
