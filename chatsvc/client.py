@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from chatsvc import metadata
-from chatsvc.errors import ChatError, ClientClosed, ConnectionFailed, SendFailed
+from chatsvc import metadata, rules
+from chatsvc.errors import ChatError, ClientClosed, ConnectionFailed, InvalidRequest, SendFailed
 from chatsvc.pb import chat_pb2, chat_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -110,11 +110,13 @@ class _Link:
         self._channel = grpc.insecure_channel(server, options=_CHANNEL_OPTIONS)
         stub: Any = chat_pb2_grpc.BroadcastStub  # generated without types
         self._stub = stub(self._channel)
+        stub = chat_pb2_grpc.ChatStub
+        self._chat_stub = stub(self._channel)
 
     def open_stream(self, user: str) -> Any:
         """Starts a stream, which `registered` waits for."""
-        request = chat_pb2.Connect(user=chat_pb2.User(id=user, name=user), active=True)
-        return self._stub.CreateStream(request)
+        request = chat_pb2.SubscribeRequest(user=chat_pb2.User(id=user, name=user))
+        return self._chat_stub.Subscribe(request)
 
     def registered(self, call: Any) -> str:
         """Blocks until the server has registered the stream and returns the server's id. Raises
@@ -124,6 +126,8 @@ class _Link:
         timer.start()
         try:
             keys = dict(call.initial_metadata() or ())
+            if metadata.SERVER_ID not in keys:
+                call.code()  # a refusal, or until the timer: not a server of ours
         finally:
             timer.cancel()
             timer.join()
@@ -145,7 +149,8 @@ class ChatClient:
     """One user's stream at one of `servers` (`host:port` each), and the way to send.
 
     `connect` is called once, first. All else may be called from any thread; `receive` from one at
-    a time.
+    a time, and it has to be: a client whose events nobody takes does not notice the loss of its
+    stream. To send only, use `send_once`.
     """
 
     def __init__(self, user: str, servers: Sequence[str]) -> None:
@@ -244,7 +249,7 @@ class ChatClient:
                     raise ClientClosed
                 self._link = link
                 self._changed.notify_all()
-        except ChatError:
+        except BaseException:
             link.close()
             raise
         return Connected(server, server_id, again)
@@ -274,8 +279,8 @@ class ChatClient:
     def _read_stream(self) -> Any:
         """Takes messages until the stream ends; returns what ended it."""
         try:
-            for message in self._call:
-                if not self._take(message):
+            for delivery in self._call:
+                if not all(map(self._take, delivery.messages)):
                     break
         except grpc.RpcError as error:
             return error
@@ -390,8 +395,9 @@ def _deliver(
     backoff = Backoff()
     while True:
         link = next_link(_left(deadline))
+        left = _left(deadline)
         try:
-            link.publish(message, min(SEND_SECONDS, _left(deadline) or SEND_SECONDS))
+            link.publish(message, SEND_SECONDS if left is None else min(SEND_SECONDS, left))
             return
         except grpc.RpcError as error:
             left = _left(deadline)
@@ -414,6 +420,10 @@ def _time(message: chat_pb2.Message) -> datetime:
 
 
 def _message(user: str, content: str, message_id: str | None) -> chat_pb2.Message:
+    try:
+        rules.check_content("content", content)
+    except InvalidRequest as error:
+        raise SendFailed(str(error)) from error
     message = chat_pb2.Message(id=user, content=content, message_id=message_id or uuid.uuid4().hex)
     message.timestamp.FromDatetime(datetime.now(UTC))
     return message
@@ -455,6 +465,7 @@ def _cause(error: Any) -> str:
 _TRANSPORT_WORDS = (
     ("Connection refused", "connection refused"),
     ("DNS resolution failed", "unknown host"),
+    ("Domain name not found", "unknown host"),
     ("Network is unreachable", "network unreachable"),
     ("No route to host", "no route to host"),
     ("imed out", "no answer in time"),

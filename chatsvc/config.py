@@ -70,6 +70,11 @@ class Config:
             _check_broker(broker)
         if not 1 <= self.max_connections <= 100_000:
             raise InvalidConfig("--max-connections", "must be between 1 and 100000")
+        for name in _POSITIVE:
+            if getattr(self, name) <= 0:
+                raise InvalidConfig(name, "must be above 0")
+        if self.server_timeout <= self.heartbeat_interval:
+            raise InvalidConfig("server_timeout", "must be above heartbeat_interval")
         if not self.server_id or len(self.server_id) > 64 or not self.server_id.isprintable():
             raise InvalidConfig("--server-id", "must be 1 to 64 printable characters")
 
@@ -89,6 +94,13 @@ class Config:
         """Calls that may wait for one of `rpc_threads` at once: everybody connecting in the same
         moment, and as many senders. Above it, RESOURCE_EXHAUSTED."""
         return 2 * self.max_connections + self.rpc_threads
+
+
+_POSITIVE = (
+    *("outbox_messages", "outbox_bytes", "senders", "send_timeout", "request_timeout"),
+    *("publish_timeout", "kafka_timeout", "heartbeat_interval", "partitions_interval"),
+    "stop_timeout",
+)
 
 
 def _check_topic(option: str, topic: str) -> None:

@@ -1,14 +1,15 @@
 """Connection: one subscriber's stream, its outbox and why it ended."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from chatsvc.errors import CloseReason
 from chatsvc.feed import Feed, Overflow, Position
-from chatsvc.frames import Batch
 from chatsvc.senders import Pulse
 
+ALL = 1 << 30
+"""More messages than a feed holds."""
 TURN_SECONDS = 0.02
 """How long a sender stays with a connection while others may wait."""
 
@@ -29,7 +30,7 @@ class Stream(Protocol):
 
 
 class Connection:
-    """One subscriber.
+    """One subscriber. With `batched` a frame is a Delivery of all that waits, else a Message.
 
     A sender thread drains the outbox, which is what the feed holds behind `position`; the outbox
     is bounded as the feed is. When it overflows, or one send takes longer than `send_timeout`,
@@ -42,10 +43,12 @@ class Connection:
     """
 
     __slots__ = (
-        "_batch",
-        "_closed_at",
+        "_batched",
         "_ended",
+        "_ended_at",
+        "_fanned_out_at",
         "_feed",
+        "_frames",
         "_left",
         "_lock",
         "_on_end",
@@ -54,6 +57,7 @@ class Connection:
         "_send_timeout",
         "_sent",
         "_stream",
+        "_taken",
         "user",
     )
 
@@ -64,6 +68,8 @@ class Connection:
         stream: Stream,
         send_timeout: float,
         on_end: "Callable[[Connection], object]",
+        *,
+        batched: bool = False,
     ) -> None:
         self.user = user
         self._feed = feed
@@ -71,14 +77,17 @@ class Connection:
         self._send_timeout = send_timeout
         self._on_end = on_end
         self._position: Position = feed.end
-        # The batch that is being sent, behind which the position is, and how much of it is.
-        self._batch: Batch | None = None
+        self._batched = batched
+        # What is being sent, behind which the position is, and how much of it has been.
+        self._frames: Sequence[bytes] = ()
         self._sent = 0
+        self._taken = 0
+        self._fanned_out_at = 0.0
         # Guards the step from open to closed and from closed to ended, each of which happens once.
         self._lock = threading.Lock()
         self._reason: CloseReason | None = None
-        self._closed_at = 0.0
         self._ended = False
+        self._ended_at = 0.0
         self._left = False
 
     @property
@@ -88,8 +97,10 @@ class Connection:
 
     @property
     def backlog(self) -> int:
-        """Messages in the outbox."""
-        return self._feed.backlog(self._position)
+        """Messages that have not been sent yet."""
+        unsent = len(self._frames) - self._sent
+        taken = self._taken if self._batched and unsent else unsent
+        return self._feed.backlog(self._position) + taken
 
     @property
     def nearly_overflows(self) -> bool:
@@ -105,37 +116,50 @@ class Connection:
         deadline = pulse.beat() + TURN_SECONDS
         while not self._left:
             if self._reason is CloseReason.SLOW:
-                return self._end()
-            if self._batch is None:
+                return self._end(pulse.beat())
+            if self._sent == len(self._frames):
                 try:
-                    batches, position = self._feed.read(self._position, 1)
+                    if not self._take(turn_end):
+                        return True
                 except Overflow:
-                    self._close_slow(pulse.beat())
+                    self._close_slow()
                     continue
-                if not batches:
-                    if self._reason is not None:
-                        return self._end()
-                    if self._rest():
-                        return False
-                    continue
-                if self._position.batches >= turn_end:
-                    return True
-                self._batch, self._position, self._sent = batches[0], position, 0
-            if not self._send_batch(self._batch, pulse, deadline):
+            if not self._frames:
+                if self._reason is not None:
+                    return self._end(pulse.beat())
+                if self._rest():
+                    return False
+            elif not self._send_frames(pulse, deadline):
                 return not self._left
         return False
 
-    def _send_batch(self, batch: Batch, pulse: Pulse, deadline: float) -> bool:
-        """Sends the rest of a batch; returns False if there was no time for all of it, or the
-        stream is over."""
-        messages = batch.messages
-        while self._sent < len(messages):
+    def _take(self, turn_end: int) -> bool:
+        """Takes the next frames from the feed, none if the connection is level. Returns False if
+        there are more, but not for this turn."""
+        batches, position = self._feed.read(self._position, ALL if self._batched else 1)
+        self._frames, self._sent = (), 0
+        if not batches:
+            return True
+        if self._position.batches >= turn_end:
+            return False
+        if self._batched:
+            self._frames = (self._feed.join(batches, position),)
+        else:
+            self._frames = batches[0].messages
+        self._fanned_out_at = batches[0].fanned_out_at
+        self._taken = position.messages - self._position.messages
+        self._position = position
+        return True
+
+    def _send_frames(self, pulse: Pulse, deadline: float) -> bool:
+        """Sends the rest of what was taken; returns False if there was no time for all of it, or
+        the stream is over."""
+        while self._sent < len(self._frames):
             if self._left or self._reason is CloseReason.SLOW or pulse.beat() > deadline:
                 return False
-            self._stream.send(messages[self._sent])
+            self._stream.send(self._frames[self._sent])
             self._sent += 1
-        pulse.sent(len(messages), batch.fanned_out_at)
-        self._batch = None
+        pulse.sent(self._taken, self._fanned_out_at)
         return True
 
     def _rest(self) -> bool:
@@ -145,14 +169,13 @@ class Connection:
         closed = self._reason is not None or self._left
         return not (closed and self._feed.rouse(self))
 
-    def close(self, reason: CloseReason, now: float) -> bool:
-        """Closes the connection, at monotonic time `now`, unless it is closed already. Returns
-        whether the caller has to hand it to a sender, because none will come by itself."""
+    def close(self, reason: CloseReason) -> bool:
+        """Closes the connection unless it is closed already. Returns whether the caller has to
+        hand it to a sender, because none will come by itself."""
         with self._lock:
             if self._reason is not None:
                 return False
             self._reason = reason
-            self._closed_at = now
         return self._feed.rouse(self)
 
     def leave(self) -> None:
@@ -168,27 +191,31 @@ class Connection:
         """Called now and then while one send has been blocked for `seconds`: closes as SLOW when
         that is too long or the outbox has overflowed."""
         if seconds > self._send_timeout or self._feed.has_overflowed(self._position):
-            self._close_slow(now)
-            self._end()
+            self._close_slow()
+            self._end(now)
+
+    def cut_off(self) -> None:
+        """Cuts the stream off."""
+        self._stream.cancel()
 
     def check_end(self, now: float) -> bool:
         """Cuts the stream off if its client does not take the end. Returns whether it is over."""
-        if not self._left and now - self._closed_at > self._send_timeout:
+        if not self._left and now - self._ended_at > self._send_timeout:
             self._stream.cancel()
         return self._left
 
-    def _close_slow(self, now: float) -> None:
+    def _close_slow(self) -> None:
         with self._lock:
             if self._reason is None or self._reason is CloseReason.SHUTDOWN:
                 self._reason = CloseReason.SLOW
-                self._closed_at = now
 
-    def _end(self) -> bool:
+    def _end(self, now: float) -> bool:
         """Ends the stream, once; returns False, for a drain that is over."""
         with self._lock:
             if self._ended:
                 return False
             self._ended = True
+            self._ended_at = now
         assert self._reason is not None  # nobody ends an open connection
         self._stream.end(self._reason)
         self._on_end(self)

@@ -13,7 +13,8 @@ from chatsvc.records import decode_message
 _log = logging.getLogger(__name__)
 
 BATCH_MESSAGES = 64
-"""Messages in a batch: small against an outbox, so that one is never full of a single batch."""
+BATCH_BYTES = 64 * 1024
+"""How much is in a batch at most: little against an outbox."""
 
 MAX_MS = 253_402_300_799_999
 """The last millisecond of the year 9999, the last that a protobuf Timestamp can be."""
@@ -43,9 +44,8 @@ class Fanout:
         """Hands a read's messages to every connection. Waits only as Hub.broadcast does."""
         now = time.time()
         encoded = list(self._encoded(records, now))
-        for start in range(0, len(encoded), BATCH_MESSAGES):
-            batch = frames.batch(encoded[start : start + BATCH_MESSAGES], time.monotonic())
-            self._hub.broadcast(batch)
+        for messages in _batches(encoded):
+            self._hub.broadcast(frames.batch(messages, time.monotonic()))
         self._count_received(len(encoded))
         _log.debug("%d messages successfully forwarded to local clients", len(encoded))
 
@@ -70,3 +70,17 @@ class Fanout:
                 appended_ms = int(now * 1_000)
             self._observe_latency(max(0.0, now - appended_ms / 1_000))
             yield frames.encode(message, appended_ms)
+
+
+def _batches(encoded: list[bytes]) -> Iterator[list[bytes]]:
+    """Splits messages into batches within the limits; one that is too large comes alone."""
+    batch: list[bytes] = []
+    size = 0
+    for message in encoded:
+        size += len(message)
+        if batch and (len(batch) >= BATCH_MESSAGES or size > BATCH_BYTES):
+            yield batch
+            batch, size = [], len(message)
+        batch.append(message)
+    if batch:
+        yield batch

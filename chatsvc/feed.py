@@ -11,9 +11,13 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Generic, NamedTuple, TypeVar
 
+from chatsvc import frames
 from chatsvc.frames import Batch
 
 R = TypeVar("R", bound=Hashable)
+
+KEPT_JOINS = 4
+"""Readers come in waves, one after each append, so few joins serve most of them."""
 
 
 class Position(NamedTuple):
@@ -43,6 +47,9 @@ class Feed(Generic[R]):
         self._batches: deque[Batch] = deque()
         self._start = self._end = Position(0, 0, 0)
         self._resting: set[R] = set()
+        # The newest joins, by the batches before and up to their end: readers that are behind by
+        # the same batches share one.
+        self._joined: dict[tuple[int, int], bytes] = {}
 
     @property
     def end(self) -> Position:
@@ -84,6 +91,21 @@ class Feed(Generic[R]):
         for batch in taken:
             position = _after(position, batch)
         return taken, position
+
+    def join(self, batches: list[Batch], end: Position) -> bytes:
+        """Batches that `read` gave, up to `end`, as one Delivery, which all readers that ask for
+        the same share."""
+        if len(batches) == 1:
+            return batches[0].delivery
+        key = (end.batches - len(batches), end.batches)
+        joined = self._joined.get(key)
+        if joined is None:
+            joined = frames.join(batch.delivery for batch in batches)
+            with self._lock:
+                while len(self._joined) >= KEPT_JOINS:
+                    del self._joined[next(iter(self._joined))]
+                self._joined[key] = joined
+        return joined
 
     def has_overflowed(self, position: Position) -> bool:
         """Whether what follows `position` is partly gone."""

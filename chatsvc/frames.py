@@ -4,7 +4,7 @@ A Batch is what one read of Kafka brought for one room. Every stream of that roo
 bytes objects; nothing is encoded or copied a connection.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,11 +16,16 @@ CLOSE = chat_pb2.Close().SerializeToString()
 """The answer to BroadcastMessage."""
 
 
+_MESSAGES_TAG = bytes((chat_pb2.Delivery.MESSAGES_FIELD_NUMBER << 3 | 2,))
+
+
 class Batch(NamedTuple):
-    """Encoded messages of one room in order. `size` is their bytes, `fanned_out_at` the
-    monotonic time at which this server handed them to its streams."""
+    """Encoded messages of one room in order, each by itself and all as a Delivery. `size` is the
+    Delivery's bytes, `fanned_out_at` the monotonic time at which this server handed them to its
+    streams."""
 
     messages: tuple[bytes, ...]
+    delivery: bytes
     size: int
     fanned_out_at: float
 
@@ -39,4 +44,26 @@ def encode(message: ChatMessage, appended_ms: int) -> bytes:
 
 def batch(messages: Sequence[bytes], fanned_out_at: float) -> Batch:
     """A batch of encoded messages."""
-    return Batch(tuple(messages), sum(map(len, messages)), fanned_out_at)
+    delivery = b"".join(part for message in messages for part in _entry(message))
+    return Batch(tuple(messages), delivery, len(delivery), fanned_out_at)
+
+
+def join(deliveries: Iterable[bytes]) -> bytes:
+    """Deliveries as one: in protobuf, what is repeated goes on and the last of the rest wins."""
+    return b"".join(deliveries)
+
+
+def _entry(message: bytes) -> tuple[bytes, bytes, bytes]:
+    """A message as an element of Delivery.messages: its tag, its length and itself."""
+    return _MESSAGES_TAG, _varint(len(message)), message
+
+
+def _varint(number: int) -> bytes:
+    if number < 0x80:
+        return bytes((number,))
+    digits = bytearray()
+    while number >= 0x80:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)

@@ -1,7 +1,6 @@
 """Hub: who is connected to this server, and the fan-out to them."""
 
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 
@@ -47,16 +46,22 @@ class Hub:
         # popped without a lock: a deque's own operations are atomic.
         self._ending: deque[Connection] = deque()
 
-    def add(self, user: str, stream: Stream) -> Connection:
+    def add(self, user: str, stream: Stream, *, batched: bool = False) -> Connection:
         """A new connection, which receives all that is broadcast from now on, once `activate`
-        is called. Raises ServerFull or ServerStopping."""
+        is called: a Delivery a frame with `batched`, else a Message. Raises ServerFull or
+        ServerStopping."""
         with self._lock:
             if self._closing:
                 raise ServerStopping
             if len(self._connections) >= self._max_connections:
                 raise ServerFull(self._max_connections)
             connection = Connection(
-                user, self._feed, stream, self._send_timeout, on_end=self._watch_end
+                user,
+                self._feed,
+                stream,
+                self._send_timeout,
+                on_end=self._watch_end,
+                batched=batched,
             )
             self._connections.add(connection)
             self._users[user] += 1
@@ -111,8 +116,7 @@ class Hub:
         with self._lock:
             self._closing = True
             connections = list(self._connections)
-        now = time.monotonic()
-        self._senders.ready([each for each in connections if each.close(reason, now)])
+        self._senders.ready([each for each in connections if each.close(reason)])
 
     def users(self) -> dict[str, int]:
         """A copy of who is here, with how many connections."""

@@ -157,9 +157,13 @@ class Producer:
         while not self._closing.is_set():
             client = self._client
             assert client is not None  # close() joins this thread before it lets go of the client
-            # Below 200 ms the wait is one call of librdkafka; longer ones are sliced.
-            client.poll(0.1)
-            self._refuse_overdue(time.monotonic())
+            try:
+                # Below 200 ms the wait is one call of librdkafka; longer ones are sliced.
+                client.poll(0.1)
+                self._refuse_overdue(time.monotonic())
+            except Exception:
+                # A bug in one callback must not take the answers of all others.
+                _log.exception("a producer's callback failed")
             if self._fatal:
                 self._replace_client(client)
 

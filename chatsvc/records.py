@@ -19,6 +19,9 @@ MAX_HEARTBEAT_BYTES = 512 * 1024
 USERS_PER_HEARTBEAT = 1_000
 """Users in one heartbeat record: with names of 64 bytes still far below Kafka's 1 MiB."""
 
+MAX_PARTS = 128
+"""Records of one listing: more than --max-connections users need."""
+
 
 def encode_message(message: ChatMessage) -> tuple[bytes, bytes]:
     """The key and the value of a chat record."""
@@ -105,13 +108,17 @@ def _heartbeat(fields: dict[str, Any], server_id: str, sequence: int) -> Heartbe
         users = _typed(fields, "users", dict, None)
         if not all(type(count) is int for count in users.values()):
             raise InvalidRecord("wrong_type")
+    part = _typed(fields, "part", int, 0)
+    parts = _typed(fields, "parts", int, 1)
+    if not 0 <= part < parts <= MAX_PARTS:
+        raise InvalidRecord("out_of_range")
     return Heartbeat(
         server_id=server_id,
         sequence=sequence,
         leaving=_typed(fields, "leaving", bool, False),
         users=users,
-        part=_typed(fields, "part", int, 0),
-        parts=_typed(fields, "parts", int, 1),
+        part=part,
+        parts=parts,
     )
 
 

@@ -154,15 +154,23 @@ class Registrar:
         while not self._closing.is_set():
             self._noted.wait(self._next_wait())
             self._noted.clear()
-            if not (self._write_changes() and self._beat_if_due()):
-                # The producer's queue is full: try again when it may have drained.
+            try:
+                self._keep_up()
+            except Exception:
+                # A server that falls silent is taken for dead, with all its users.
+                _log.exception("announcing failed")
                 self._closing.wait(0.5)
-                self._noted.set()
-            self._expire()
         self._write_changes()
         self._write(
             encode_heartbeat(Heartbeat(self._server_id, next(self._sequence), leaving=True))
         )
+
+    def _keep_up(self) -> None:
+        if not (self._write_changes() and self._beat_if_due()):
+            # The producer's queue is full: try again when it may have drained.
+            self._closing.wait(0.5)
+            self._noted.set()
+        self._expire()
 
     def _next_wait(self) -> float:
         now = time.monotonic()
@@ -170,7 +178,8 @@ class Registrar:
         expiry = self._presence.next_expiry()
         if expiry is not None:
             wait = min(wait, expiry - self._clock.at(now))
-        return max(wait, 0.0)
+        # Not at once again for a clock that stands just before an expiry.
+        return max(wait, 0.0 if expiry is None else 0.02)
 
     def _write_changes(self) -> bool:
         if self._overflowed:

@@ -119,6 +119,11 @@ class RequestWatch:
             with self._lock:
                 del self._waiting[thread]
 
+    def close(self) -> None:
+        """The server stops: whoever does not send a request now is not waited for."""
+        self._timeout = min(self._timeout, CROWDED_SECONDS)
+        self._wake_watchdog()
+
     def check(self, now: float) -> bool:
         """The watchdog's check."""
         with self._lock:

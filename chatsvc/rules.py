@@ -9,12 +9,13 @@ MAX_NAME_BYTES = 64
 MAX_CONTENT_CHARACTERS = 4096
 MAX_MESSAGE_ID_BYTES = 64
 
-# Control, surrogate, unassigned-line and bidirectional characters: with them a name could
-# impersonate another, or break a line of a log.
-_FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
-_BIDI_CONTROLS = frozenset(
-    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-)
+# Control, formatting (bidirectional and invisible), surrogate and line characters: with them a
+# name could pass for another, or break a line of a log.
+_FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# What joins the parts of an emoji, or of a word in Persian or Hindi.
+_JOINERS = frozenset("\u200c\u200d")
+# Letters and symbols that show as nothing.
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
 def check_name(field: str, name: str) -> None:
@@ -29,8 +30,10 @@ def check_name(field: str, name: str) -> None:
 
 
 def _check_name_character(field: str, character: str) -> None:
-    if unicodedata.category(character) in _FORBIDDEN_CATEGORIES or character in _BIDI_CONTROLS:
-        raise InvalidRequest(field, f"must not have control characters (U+{ord(character):04X})")
+    forbidden = unicodedata.category(character) in _FORBIDDEN_CATEGORIES
+    if (forbidden and character not in _JOINERS) or character in _FILLERS:
+        name = f"U+{ord(character):04X}"
+        raise InvalidRequest(field, f"must not have control or invisible characters ({name})")
 
 
 def check_content(field: str, content: str) -> None:

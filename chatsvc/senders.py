@@ -13,6 +13,8 @@ STUCK_SECONDS = 0.05
 """A sender whose one send takes longer is replaced while it waits."""
 CLIENT_SECONDS = 0.01
 """A send that takes longer is taken to wait for its client, not for this server's processor."""
+SLUGGISH_SECONDS = 0.001
+"""An item whose sends take longer on average over a turn goes on in the lane for slow ones."""
 
 
 class Pulse(Protocol):
@@ -35,6 +37,9 @@ class Drainable(Protocol):
     def check_send(self, seconds: float, now: float) -> None:
         """Called from the watchdog while one send of `drain` has been blocked for `seconds`."""
 
+    def cut_off(self) -> None:
+        """Called when `drain` has raised: nobody will drain it any more. Does not block."""
+
 
 class Sender:
     """One thread of a pool and what it is doing; a Pulse."""
@@ -44,10 +49,12 @@ class Sender:
         self.item: Drainable | None = None
         self.since = 0.0
         self.messages = 0
+        self.beats = 0
         self.replaced = False
         self.thread = threading.Thread(target=pool.run, args=(self,), name=name, daemon=True)
 
     def beat(self) -> float:
+        self.beats += 1
         self.since = time.monotonic()
         return self.since
 
@@ -63,8 +70,11 @@ class SenderPool:
 
     A sender that is blocked in one send for longer than STUCK_SECONDS is replaced by a fresh one
     for as long as it is, so clients that do not read take no thread from those that do. There is
-    at most one such thread a stuck item. `observe_delivery` gets the seconds from fan-out to sent,
-    for a sample of the batches.
+    at most one such thread a stuck item. An item that uses up its turn because its sends are slow,
+    if not stuck, goes on in the pool `slow_lane`, so that a few clients that read a little all the
+    time keep neither senders nor the fan-out from the others.
+
+    `observe_delivery` gets the seconds from fan-out to sent, for a sample of the batches.
     """
 
     def __init__(
@@ -73,9 +83,11 @@ class SenderPool:
         size: int,
         wake_watchdog: Callable[[], None],
         observe_delivery: Callable[[float], None] = lambda _: None,
+        slow_lane: "SenderPool | None" = None,
     ) -> None:
         self.observe_delivery = observe_delivery
         self._name = name
+        self._slow_lane = slow_lane
         self._size = size
         self.wake_watchdog = wake_watchdog
         # Appended and popped without a lock: a deque's own operations are atomic.
@@ -157,12 +169,13 @@ class SenderPool:
             if self._awaiting_turn:
                 with self._lock:
                     self._turned.notify()
-            sender.beat()
+            began, sender.beats = sender.beat(), 0
             sender.item = item
             # A watchdog that looked between the two had nothing to watch.
             self.wake_watchdog()
             if self._drained(item, sender):
-                self._ready.append(item)
+                sluggish = time.monotonic() - began > SLUGGISH_SECONDS * sender.beats
+                self._again(item, sluggish)
             sender.item = None
         with self._lock:
             self._senders.discard(sender)
@@ -170,12 +183,20 @@ class SenderPool:
             if self._ready:  # it may have taken a wake-up that was meant for these
                 self._work.notify()
 
+    def _again(self, item: Drainable, sluggish: bool) -> None:
+        """Lets an item wait for another turn; somebody takes it, at the latest this sender."""
+        if sluggish and self._slow_lane is not None:
+            self._slow_lane.ready([item])
+        else:
+            self._ready.append(item)
+
     def _drained(self, item: Drainable, sender: Sender) -> bool:
         try:
             return item.drain(sender)
         except Exception:
             # A bug in one stream must not take the thread from all others.
             _log.exception("sending to a client failed")
+            item.cut_off()
             return False
 
     def _wait_for_work(self) -> bool:

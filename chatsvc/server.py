@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 CHAT_PARTITIONS = 2
 CONNECTIONS_PARTITIONS = 3
 REPLY_SENDERS = 2
+SLOW_SENDERS = 2
 
 MAX_MESSAGE_BYTES = 64 * 1024
 
@@ -121,8 +122,10 @@ class Server:
         config = self._config
         metrics = self.metrics
         self._watchdog = Watchdog()
+        observe = metrics.delivery_latency.observe
+        self._slow_senders = SenderPool("slow-sender", SLOW_SENDERS, self._watchdog.wake, observe)
         self._senders = SenderPool(
-            "sender", config.senders, self._watchdog.wake, metrics.delivery_latency.observe
+            "sender", config.senders, self._watchdog.wake, observe, self._slow_senders
         )
         self._replies = SenderPool("reply", REPLY_SENDERS, self._watchdog.wake)
         self._requests = RequestWatch(
@@ -147,7 +150,7 @@ class Server:
                 config.connections_topic, reason
             ).inc(),
         )
-        self._watchdog.add((self._senders.check, self._replies.check))
+        self._watchdog.add((self._senders.check, self._slow_senders.check, self._replies.check))
         self._watchdog.add((self._hub.check, self._requests.check))
         self._watchdog.add((MemoryTrim(self._hub.__len__).check,))
         metrics.observe(self._observe)
@@ -155,10 +158,13 @@ class Server:
     def _start_threads(self) -> None:
         self._running.callback(self._watchdog.close)
         self._watchdog.start()
-        self._running.callback(lambda: self._senders.close(self._time_left(0.5)))
-        self._senders.start()
-        self._running.callback(lambda: self._replies.close(self._time_left(0.5)))
-        self._replies.start()
+        # Stopped in the opposite order: what the senders hand to the slow lane is drained there.
+        for pool in (self._slow_senders, self._senders, self._replies):
+            self._running.callback(self._close_pool, pool)
+            pool.start()
+
+    def _close_pool(self, pool: SenderPool) -> None:
+        pool.close(self._time_left(0.5))
 
     def _start_reading(self, brokers: tuple[str, ...], producer: Producer) -> None:
         config = self._config
@@ -250,9 +256,10 @@ class Server:
         self._running.close()
 
     def _stop_serving(self, server: grpc.Server, producer: Producer) -> None:
-        stopped = server.stop(grace=self._time_left(1.5))
+        stopped = server.stop(grace=self._time_left(0.1 * self._config.stop_timeout))
+        self._requests.close()
         self._hub.close(CloseReason.SHUTDOWN)
-        if not stopped.wait(self._time_left(3)):
+        if not stopped.wait(self._time_left(0.4 * self._config.stop_timeout)):
             producer.give_up()  # Kafka is away: refuse what waits for it while there is time
         if not stopped.wait(self._time_left(0.5)):
             _log.warning("Some calls could not be ended in time")
@@ -278,10 +285,11 @@ class Server:
         yield metric.gauge(
             "outbox_depth_max_messages", "Messages in the fullest outbox", max(backlogs, default=0)
         )
-        yield metric.count(
-            "messages_delivered", "Messages handed to the transport", self._senders.messages_sent
-        )
-        yield metric.gauge("sender_threads", "Threads that send", self._senders.threads)
+        pools = (self._senders, self._slow_senders)
+        sent = sum(pool.messages_sent for pool in pools)
+        yield metric.count("messages_delivered", "Messages handed to the transport", sent)
+        threads = sum(pool.threads for pool in pools)
+        yield metric.gauge("sender_threads", "Threads that send to streams", threads)
         yield metric.gauge("servers_known", "Servers alive, this one too", len(servers))
         users = {user for here in servers.values() for user in here}
         yield metric.gauge("users_known", "Users connected to any server", len(users))

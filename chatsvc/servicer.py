@@ -8,6 +8,7 @@ answer from another thread when Kafka has acked, and keep no thread a stream.
 import logging
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Generic, Protocol
@@ -153,7 +154,10 @@ class _Reply:
 
     def check_send(self, seconds: float, now: float) -> None:
         if seconds > self._timeout:
-            self._call.context.cancel()
+            self.cut_off()
+
+    def cut_off(self) -> None:
+        self._call.context.cancel()
 
 
 class _Behavior(Generic[M]):
@@ -194,7 +198,7 @@ class _Behavior(Generic[M]):
 
 
 class Servicer:
-    """The methods of service Broadcast over a hub and a producer's `publish`."""
+    """The methods of the services Broadcast and Chat over a hub and a producer's `publish`."""
 
     def __init__(
         self,
@@ -225,7 +229,11 @@ class Servicer:
                 "BroadcastMessage", chat_pb2.Message, self._broadcast_message
             ),
         }
-        return [grpc.method_handlers_generic_handler("chat.Broadcast", broadcast)]
+        chat = {"Subscribe": self._handler("Subscribe", chat_pb2.SubscribeRequest, self._subscribe)}
+        return [
+            grpc.method_handlers_generic_handler("chat.Broadcast", broadcast),
+            grpc.method_handlers_generic_handler("chat.Chat", chat),
+        ]
 
     def _handler(self, method: str, kind: type[M], run: Callable[[M, _Call], None]) -> Any:
         parser = Parser(kind)
@@ -233,12 +241,29 @@ class Servicer:
         return grpc.stream_stream_rpc_method_handler(behavior, request_deserializer=parser)
 
     def _create_stream(self, request: chat_pb2.Connect, call: _Call) -> None:
+        with self._counted_refusals():
+            self._register(request.user.id, call, batched=False)
+
+    def _subscribe(self, request: chat_pb2.SubscribeRequest, call: _Call) -> None:
+        with self._counted_refusals():
+            for room in request.rooms:
+                rules.check_room("rooms", room)
+            if request.cursor:
+                raise InvalidRequest("cursor", "resuming is not served yet; leave it empty")
+            self._register(request.user.id, call, batched=True)
+
+    @contextmanager
+    def _counted_refusals(self) -> Iterator[None]:
         try:
-            rules.check_name("user.id", request.user.id)
-            connection = self._hub.add(request.user.id, _Stream(call))
+            yield
         except ChatError as error:
             self._metrics.connections_failed.labels(_REFUSALS[type(error)]).inc()
             raise
+
+    def _register(self, user: str, call: _Call, *, batched: bool) -> None:
+        """Makes the call a connection. Raises InvalidRequest, ServerFull or ServerStopping."""
+        rules.check_name("user.id", user)
+        connection = self._hub.add(user, _Stream(call), batched=batched)
         # From here on the callback, which runs once when the call is over, cleans up.
         if not call.context.add_callback(partial(self._hub.remove, connection)):
             self._hub.remove(connection)

@@ -8,6 +8,7 @@ from typing import TypeVar
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without __all__
     AdminClient,
+    ClusterMetadata,
     ConfigResource,
     NewPartitions,
     NewTopic,
@@ -56,15 +57,19 @@ class Topics:
 
     def reach(self) -> int:
         """Returns how many brokers there are. Raises KafkaUnreachable if none answers."""
+        return len(self._metadata().brokers)
+
+    def _metadata(self) -> ClusterMetadata:
         try:
-            return len(self._client.list_topics(timeout=self._timeout).brokers)
+            return self._client.list_topics(timeout=self._timeout)
         except KafkaException as error:
             cause = librdkafka.cause(error.args[0])
             raise KafkaUnreachable(self._brokers, cause) from error
 
     def missing(self, topics: dict[str, int]) -> dict[str, int]:
-        """Of topics with their numbers of partitions, those that do not exist."""
-        known = self._client.list_topics(timeout=self._timeout).topics
+        """Of topics with their numbers of partitions, those that do not exist. Raises
+        KafkaUnreachable."""
+        known = self._metadata().topics
         return {topic: count for topic, count in topics.items() if topic not in known}
 
     def create(self, topics: dict[str, int]) -> list[str]:
@@ -94,10 +99,10 @@ class Topics:
         ]
 
     def describe(self, topic: str) -> TopicDescription:
-        """What Kafka says of a topic. Raises TopicFailed."""
-        metadata = self._client.list_topics(topic, timeout=self._timeout).topics[topic]
-        if metadata.error is not None:
-            raise TopicFailed(topic, librdkafka.cause(metadata.error))
+        """What Kafka says of a topic. Raises TopicFailed or KafkaUnreachable."""
+        metadata = self._metadata().topics.get(topic)
+        if metadata is None or metadata.error is not None:
+            raise TopicFailed(topic, "no such topic; make it with topics create")
         resource = ConfigResource(ResourceType.TOPIC, topic)
         config = self._wait(topic, self._client.describe_configs([resource])[resource])
         return TopicDescription(

@@ -54,6 +54,8 @@ class Watchdog:
                 return
             # Cleared first: what begins during the checks sets it again and is seen next time.
             self._awake.clear()
+            if self._closing.is_set():  # close() may have been what woke, between the two
+                return
             if self._any_left(time.monotonic()):
                 self._awake.set()
 

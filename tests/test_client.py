@@ -161,7 +161,9 @@ def test_a_name_that_the_server_refuses_is_said(server: str) -> None:
     with ChatClient("\u202ebob", [server]) as bob:
         with pytest.raises(ConnectionFailed) as caught:
             bob.connect()
-        assert caught.value.cause.startswith("user.id: must not have control characters")
+        assert caught.value.cause.startswith(
+            "user.id: must not have control or invisible characters"
+        )
 
 
 def test_a_full_server_is_passed_by(serve: Serve, open_client: OpenClient) -> None:
@@ -304,37 +306,41 @@ def test_a_slow_client_hears_why_it_was_cut_off(serve: Serve, open_client: OpenC
     assert event.cause.startswith("client is too slow")
 
 
-class Refusing(chat_pb2_grpc.BroadcastServicer):
+class Refusing(chat_pb2_grpc.ChatServicer):
     """A server that lets nobody in, for good."""
 
-    def CreateStream(self, request: chat_pb2.Connect, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def Subscribe(  # noqa: N802
+        self, request: chat_pb2.SubscribeRequest, context: grpc.ServicerContext
+    ) -> Any:
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "bob is banned")
 
 
-class Dropping(chat_pb2_grpc.BroadcastServicer):
+class Dropping(chat_pb2_grpc.ChatServicer):
     """A server that takes anybody and loses him when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *keys: tuple[str, str]) -> None:
+        self._keys = keys
         self.drop = threading.Event()
 
-    def CreateStream(  # noqa: N802
-        self, request: chat_pb2.Connect, context: grpc.ServicerContext
-    ) -> Iterator[chat_pb2.Message]:
-        context.send_initial_metadata(((metadata.SERVER_ID, "dropping"),))
+    def Subscribe(  # noqa: N802
+        self, request: chat_pb2.SubscribeRequest, context: grpc.ServicerContext
+    ) -> Iterator[chat_pb2.Delivery]:
+        context.add_callback(self.drop.set)
+        context.send_initial_metadata(self._keys)
         self.drop.wait(WAIT)
         context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-        yield chat_pb2.Message()
+        yield chat_pb2.Delivery()
 
 
 @pytest.fixture
-def host() -> Iterator[Callable[[chat_pb2_grpc.BroadcastServicer], str]]:
+def host() -> Iterator[Callable[[chat_pb2_grpc.ChatServicer], str]]:
     """Runs other servers of the service than chatsvc's."""
     with contextlib.ExitStack() as running:
 
-        def run(servicer: chat_pb2_grpc.BroadcastServicer) -> str:
+        def run(servicer: chat_pb2_grpc.ChatServicer) -> str:
             pool = running.enter_context(ThreadPoolExecutor(4))
             server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-            chat_pb2_grpc.add_BroadcastServicer_to_server(servicer, server)
+            chat_pb2_grpc.add_ChatServicer_to_server(servicer, server)
             port = server.add_insecure_port("127.0.0.1:0")
             server.start()
             running.callback(lambda: server.stop(0).wait())
@@ -344,10 +350,10 @@ def host() -> Iterator[Callable[[chat_pb2_grpc.BroadcastServicer], str]]:
 
 
 def test_a_refusal_for_good_ends_the_search(
-    host: Callable[[chat_pb2_grpc.BroadcastServicer], str],
+    host: Callable[[chat_pb2_grpc.ChatServicer], str],
 ) -> None:
     """A client that is refused where it wants to go on says so to receivers and senders."""
-    dropping = Dropping()
+    dropping = Dropping((metadata.SERVER_ID, "dropping"))
     with ChatClient("bob", [host(dropping), host(Refusing())]) as bob:
         bob.connect()
         dropping.drop.set()
@@ -358,7 +364,27 @@ def test_a_refusal_for_good_ends_the_search(
             assert caught.value.cause == "bob is banned"
 
 
+def test_a_foreign_server_is_not_waited_for(
+    host: Callable[[chat_pb2_grpc.ChatServicer], str],
+) -> None:
+    """A server that opens the stream but is none of ours is no answer."""
+    with ChatClient("bob", [host(Dropping(("another", "service")))]) as bob:
+        with pytest.raises(ConnectionFailed) as caught:
+            bob.connect()
+        assert caught.value.cause == "no answer in time"
+
+
 # Sending
+
+
+@pytest.mark.parametrize("content", ["x" * 70_000, "\udc80"])
+def test_what_cannot_be_sent_is_not_tried(
+    server: str, open_client: OpenClient, content: str
+) -> None:
+    """Content that no server takes is refused here, whatever the timeout."""
+    with pytest.raises(SendFailed) as caught:
+        open_client("bob", server).send(content, timeout=None)
+    assert "content: must be" in str(caught.value)
 
 
 def test_a_message_that_the_server_refuses_is_not_tried_again(

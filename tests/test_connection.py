@@ -1,9 +1,12 @@
 import pytest
 
+from chatsvc import frames
 from chatsvc.connection import Connection
 from chatsvc.errors import CloseReason
 from chatsvc.feed import Feed, Position
 from chatsvc.frames import Batch, batch
+from chatsvc.model import ChatMessage
+from chatsvc.pb import chat_pb2
 
 SEND_TIMEOUT = 10.0
 OUTBOX_MESSAGES = 200
@@ -69,14 +72,18 @@ class Scene:
     """One connection over a feed, and what became of it."""
 
     def __init__(
-        self, stream: RecordingStream | None = None, feed: Feed[Connection] | None = None
+        self,
+        stream: RecordingStream | None = None,
+        feed: Feed[Connection] | None = None,
+        *,
+        batched: bool = False,
     ) -> None:
         self.feed = feed or Feed(OUTBOX_MESSAGES, 10_000)
         self.stream = stream or RecordingStream()
         self.pulse = CountingPulse()
         self.on_end: list[Connection] = []
         self.connection = Connection(
-            "ann", self.feed, self.stream, SEND_TIMEOUT, self.on_end.append
+            "ann", self.feed, self.stream, SEND_TIMEOUT, self.on_end.append, batched=batched
         )
 
     def append(self, *messages: bytes) -> set[Connection]:
@@ -157,7 +164,7 @@ def test_close_sends_what_is_in_the_outbox() -> None:
     """A connection that is closed for a shutdown gets its messages first, then the end."""
     scene = Scene()
     scene.append(b"1", b"2")
-    assert not scene.connection.close(CloseReason.SHUTDOWN, 0.0)
+    assert not scene.connection.close(CloseReason.SHUTDOWN)
     scene.drain()
     assert scene.stream.sent == [b"1", b"2"]
     assert scene.stream.ended == [CloseReason.SHUTDOWN]
@@ -168,8 +175,8 @@ def test_close_asks_for_a_sender_once() -> None:
     """Closing a resting connection says that it needs a sender; closing it again does not."""
     scene = Scene()
     scene.drain()
-    assert scene.connection.close(CloseReason.SHUTDOWN, 0.0)
-    assert not scene.connection.close(CloseReason.SHUTDOWN, 0.0)
+    assert scene.connection.close(CloseReason.SHUTDOWN)
+    assert not scene.connection.close(CloseReason.SHUTDOWN)
     scene.drain()
     assert scene.stream.ended == [CloseReason.SHUTDOWN]
 
@@ -177,7 +184,7 @@ def test_close_asks_for_a_sender_once() -> None:
 def test_a_closed_connection_does_not_rest() -> None:
     """A connection that has ended is not given back by an append."""
     scene = Scene()
-    scene.connection.close(CloseReason.SHUTDOWN, 0.0)
+    scene.connection.close(CloseReason.SHUTDOWN)
     scene.drain()
     assert scene.append(b"late") == set()
 
@@ -189,7 +196,7 @@ def test_a_close_just_before_the_rest_is_not_missed() -> None:
     asked: list[bool] = []
 
     def close() -> None:
-        asked.append(scene.connection.close(CloseReason.SHUTDOWN, 0.0))
+        asked.append(scene.connection.close(CloseReason.SHUTDOWN))
 
     feed.interruption = close  # type: ignore[method-assign]
     scene.drain()
@@ -228,7 +235,7 @@ def test_leave_takes_a_resting_connection_from_the_feed() -> None:
 def test_leave_keeps_the_reason_of_the_close() -> None:
     """A stream that ends because the server closed it has not left by itself."""
     scene = Scene()
-    scene.connection.close(CloseReason.SHUTDOWN, 0.0)
+    scene.connection.close(CloseReason.SHUTDOWN)
     scene.connection.leave()
     assert scene.connection.close_reason is CloseReason.SHUTDOWN
 
@@ -238,7 +245,7 @@ def test_a_connection_that_has_left_is_not_closed() -> None:
     scene = Scene()
     scene.drain()
     scene.connection.leave()
-    assert not scene.connection.close(CloseReason.SHUTDOWN, 0.0)
+    assert not scene.connection.close(CloseReason.SHUTDOWN)
     assert scene.connection.close_reason is CloseReason.LEFT
 
 
@@ -258,7 +265,7 @@ def test_a_send_that_takes_too_long_ends_as_slow(shutting_down: bool) -> None:
     """A client that blocks one send beyond the timeout is slow, also during a shutdown."""
     scene = Scene()
     if shutting_down:
-        scene.connection.close(CloseReason.SHUTDOWN, 0.0)
+        scene.connection.close(CloseReason.SHUTDOWN)
     scene.connection.check_send(SEND_TIMEOUT, 50.0)
     assert scene.stream.ended == []
     scene.connection.check_send(SEND_TIMEOUT + 0.1, 50.0)
@@ -313,3 +320,42 @@ def test_a_stream_that_is_over_is_not_cut_off() -> None:
     scene.connection.leave()
     assert scene.connection.check_end(1_000.0)
     assert scene.stream.cancelled == 0
+
+
+def test_a_batched_connection_sends_all_that_waits_as_one() -> None:
+    """A frame is a Delivery of everything in the outbox, and counts its messages."""
+    scene = Scene(batched=True)
+    texts = [str(number) for number in range(OUTBOX_MESSAGES)]
+    for start in range(0, OUTBOX_MESSAGES, 10):
+        scene.append(
+            *(frames.encode(ChatMessage("a", text, ""), 0) for text in texts[start : start + 10])
+        )
+    assert scene.connection.backlog == OUTBOX_MESSAGES
+    scene.drain()
+    (frame,) = scene.stream.sent
+    delivery = chat_pb2.Delivery.FromString(frame)
+    assert [message.content for message in delivery.messages] == texts
+    assert scene.pulse.batches == [(OUTBOX_MESSAGES, 7.0)]
+    assert scene.connection.backlog == 0
+
+
+def test_connections_that_are_behind_by_the_same_share_a_frame() -> None:
+    """A thousand clients that lag by the same messages do not hold a thousand copies of them."""
+    feed: Feed[Connection] = Feed(OUTBOX_MESSAGES, 10_000)
+    scenes = [Scene(feed=feed, batched=True) for _ in range(3)]
+    for _ in range(5):
+        scenes[0].append(b"x")
+    for scene in scenes:
+        scene.drain()
+    first, *others = [scene.stream.sent[0] for scene in scenes]
+    assert all(frame is first for frame in others)
+
+
+def test_what_was_taken_and_not_sent_is_in_the_backlog() -> None:
+    """Messages that a turn began to send and the end cut off count as not sent."""
+    stream = InterruptedStream()
+    scene = Scene(stream)
+    stream.interruption = scene.connection.leave  # type: ignore[method-assign]
+    scene.append(b"1", b"2", b"3")
+    scene.drain()
+    assert scene.connection.backlog == 2

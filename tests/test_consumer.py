@@ -336,3 +336,16 @@ def test_brokers_that_go_away_are_no_noise(
     assert eventually(lambda: "connection refused" in caplog.text)
     consumer.close()
     assert not [each for each in caplog.records if each.levelno > logging.DEBUG]
+
+
+def test_a_failing_handler_hides_no_end(make_consumer: MakeConsumer, writer: Writer) -> None:
+    """Whoever waits for the consumer to have caught up is told, also after a bug."""
+    for number in range(4):
+        writer.write(str(number))
+
+    def fail(records: list[Record]) -> None:
+        raise RuntimeError("a bug")
+
+    consumer = make_consumer(fail, since_ms=0)
+    consumer.start(WAIT)
+    assert consumer.wait_caught_up(20)

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -6,6 +7,7 @@ from chatsvc.model import ChatMessage
 from chatsvc.pb import chat_pb2
 
 TEXT = st.text(st.characters(codec="utf-8"))
+MESSAGES = st.builds(ChatMessage, TEXT, TEXT, TEXT)
 
 
 @given(st.builds(ChatMessage, TEXT, TEXT, TEXT, TEXT, TEXT))
@@ -29,9 +31,36 @@ def test_any_time_of_kafka_can_be_encoded(appended_ms: int) -> None:
     assert sent.timestamp.seconds * 1_000 + sent.timestamp.nanos // 1_000_000 == appended_ms
 
 
-def test_a_batch_knows_its_size() -> None:
-    """A batch counts the bytes of its messages and keeps their order."""
-    assert frames.batch([b"abc", b"", b"de"], 1.5) == ((b"abc", b"", b"de"), 5, 1.5)
+@given(st.lists(st.builds(ChatMessage, TEXT, TEXT, TEXT)))
+def test_a_batch_is_a_delivery(messages: list[ChatMessage]) -> None:
+    """A batch has its messages one by one and, in the same order, as one Delivery of its size."""
+    encoded = [frames.encode(message, 0) for message in messages]
+    batch = frames.batch(encoded, 1.5)
+    assert (batch.messages, batch.fanned_out_at) == (tuple(encoded), 1.5)
+    assert batch.size == len(batch.delivery)
+    delivery = chat_pb2.Delivery.FromString(batch.delivery)
+    assert [each.SerializeToString() for each in delivery.messages] == encoded
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 127, 128, 16_000, 16_383, 16_384, 64_000])
+def test_a_message_of_any_length_is_delivered(length: int) -> None:
+    """Lengths around those where their encoding grows by a byte come back."""
+    message = frames.encode(ChatMessage("ann", "x" * length, ""), 0)
+    delivery = chat_pb2.Delivery.FromString(frames.batch([message], 0.0).delivery)
+    assert [each.content for each in delivery.messages] == ["x" * length]
+
+
+@given(st.lists(st.lists(TEXT, max_size=3), max_size=3))
+def test_joined_deliveries_go_on(batches: list[list[str]]) -> None:
+    """Deliveries that are joined parse as one with all messages in order."""
+    deliveries = [
+        frames.batch([frames.encode(ChatMessage("ann", text, ""), 0) for text in texts], 0.0)
+        for texts in batches
+    ]
+    joined = chat_pb2.Delivery.FromString(frames.join(each.delivery for each in deliveries))
+    assert [each.content for each in joined.messages] == [
+        each for texts in batches for each in texts
+    ]
 
 
 def test_close_is_the_answer_to_a_broadcast() -> None:

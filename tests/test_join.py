@@ -387,7 +387,7 @@ def test_no_server_is_one_line() -> None:
 def test_bad_name_is_refused_before_connecting() -> None:
     result = pipe(b"", "b\x1bob", "--server", "localhost:1")
     assert result.returncode == 2
-    assert result.stderr == b"NAME: must not have control characters (U+001B)\n"
+    assert result.stderr == b"NAME: must not have control or invisible characters (U+001B)\n"
 
 
 # In a pipe

@@ -11,6 +11,7 @@ from chatsvc.errors import InvalidRecord
 from chatsvc.model import ChatMessage, ConnectionEvent, Heartbeat
 from chatsvc.records import (
     MAX_HEARTBEAT_BYTES,
+    MAX_PARTS,
     MAX_VALUE_BYTES,
     USERS_PER_HEARTBEAT,
     decode_connection,
@@ -26,7 +27,13 @@ INT64 = st.integers(-(2**63), 2**63 - 1)
 MESSAGES = st.builds(ChatMessage, NAME, NAME, TEXT, TEXT, TEXT)
 EVENTS = st.builds(ConnectionEvent, NAME, NAME, st.booleans(), INT64, INT64)
 HEARTBEATS = st.builds(
-    Heartbeat, NAME, INT64, st.booleans(), st.dictionaries(TEXT, INT64), INT64, INT64
+    Heartbeat,
+    NAME,
+    INT64,
+    st.booleans(),
+    st.dictionaries(TEXT, INT64),
+    st.integers(0, 63),
+    st.integers(64, MAX_PARTS),
 ) | st.builds(Heartbeat, NAME, INT64, st.booleans())
 
 ANY_JSON = st.recursive(
@@ -207,3 +214,11 @@ def test_the_largest_part_of_a_listing_fits() -> None:
     decoded = decode_connection(value)
     assert isinstance(decoded, Heartbeat)
     assert decoded.users == users
+
+
+@pytest.mark.parametrize(("part", "parts"), [(-1, 1), (1, 1), (0, 0), (0, MAX_PARTS + 1)])
+def test_a_part_that_cannot_be_is_refused(part: int, parts: int) -> None:
+    """A listing of endless parts would fill the memory of every server."""
+    _, value = encode_heartbeat(Heartbeat("s1", 1, users={}, part=part, parts=parts))
+    with pytest.raises(InvalidRecord):
+        decode_connection(value)

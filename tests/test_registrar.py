@@ -320,6 +320,20 @@ def test_a_server_that_hears_nothing_drops_nobody(make_host: MakeHost) -> None:
     assert "other" in host.presence.servers()
 
 
+def test_a_change_during_a_heartbeat_is_not_missed(topic: Topic, make_host: MakeHost) -> None:
+    """What is noted after the changes were written is written without waiting for more."""
+    host = make_host()
+    noted = iter([("ann", 1)])
+
+    def note_once(records: list[Record]) -> None:
+        for change in noted:
+            host.registrar.note(*change)
+
+    topic.readers.append(note_once)
+    host.registrar.start()
+    assert eventually(lambda: topic.events == [("ann", 1)])
+
+
 def test_notes_of_many_threads_are_all_written(topic: Topic, make_host: MakeHost) -> None:
     """No note is lost between the writer's look and its wait."""
     host = make_host()

@@ -118,3 +118,17 @@ def test_addresses(text: str) -> None:
 def test_what_is_no_address(text: str) -> None:
     """Without a host, with a port out of range or with anything around it, it is none."""
     assert not rules.is_address(text)
+
+
+@pytest.mark.parametrize("hidden", ["\u200b", "\u2060", "\ufeff", "\u00ad", "\u3164", "\U000e0041"])
+def test_a_name_has_nothing_invisible(hidden: str) -> None:
+    """Nobody can look like bob and not be bob."""
+    assert "invisible" in problem(rules.check_name, f"bob{hidden}")
+
+
+@pytest.mark.parametrize(
+    "name", ["\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u0645\u06cc\u200c\u062e"]
+)
+def test_a_name_may_have_joiners(name: str) -> None:
+    """Emoji families and Persian words need what joins their parts."""
+    rules.check_name("name", name)

@@ -38,6 +38,7 @@ class Item:
         self.messages = messages
         self.drained = threading.Event()
         self.checks: list[float] = []
+        self.is_cut_off = False
 
     def drain(self, pulse: Pulse) -> bool:
         pulse.beat()
@@ -48,6 +49,9 @@ class Item:
 
     def check_send(self, seconds: float, now: float) -> None:
         self.checks.append(seconds)
+
+    def cut_off(self) -> None:
+        self.is_cut_off = True
 
 
 class StalledItem(Item):
@@ -262,10 +266,11 @@ def test_a_drain_that_raises_costs_no_sender(
         def drain(self, pulse: Pulse) -> bool:
             raise RuntimeError("broken")
 
-    item = Item()
+    item, broken = Item(), BrokenItem()
     with caplog.at_level(logging.ERROR):
-        pool.ready([BrokenItem(), item])
+        pool.ready([broken, item])
         assert item.drained.wait(20)
+    assert broken.is_cut_off
     assert [record.message for record in caplog.records] == ["sending to a client failed"]
 
 
@@ -379,3 +384,34 @@ def test_close_is_idempotent_and_works_before_start() -> None:
     pool = SenderPool("s", 2, nothing)
     assert pool.close(0)
     assert pool.close(0)
+
+
+class TurnItem(Item):
+    """Takes two turns, and `seconds` for the one send of each; notes which threads drain it."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self.threads: list[str] = []
+
+    def drain(self, pulse: Pulse) -> bool:
+        self.threads.append(threading.current_thread().name)
+        pulse.beat()
+        threading.Event().wait(self._seconds)
+        if len(self.threads) == 2:
+            self.drained.set()
+        return len(self.threads) < 2
+
+
+def test_slow_items_go_on_in_their_own_lane(make_pool: MakePool) -> None:
+    """An item whose sends are slow takes its next turns from other threads than the rest."""
+    slow_lane = SenderPool("lane", 1, nothing)
+    slow_lane.start()
+    try:
+        pool = make_pool(1, slow_lane=slow_lane)
+        slow = TurnItem(0.02)
+        pool.ready([slow])
+        assert slow.drained.wait(20)
+        assert slow.threads == ["s-1", "lane-1"]
+    finally:
+        assert slow_lane.close(20)

@@ -155,13 +155,13 @@ BAD_NAMES = {
     "blank": (" \u3000", "must not be empty"),
     "65 bytes": ("x" * 65, "must be at most 64 bytes"),
     "66 bytes in 22 characters": ("가" * 22, "must be at most 64 bytes"),
-    "line break": ("bob\nann", "must not have control characters (U+000A)"),
-    "escape": ("\x1b[2Jbob", "must not have control characters (U+001B)"),
-    "NUL": ("bob\0", "must not have control characters (U+0000)"),
-    "C1 control": ("bob\x9b", "must not have control characters (U+009B)"),
-    "line separator": ("bob\u2028", "must not have control characters (U+2028)"),
-    "bidi override": ("\u202ebob", "must not have control characters (U+202E)"),
-    "bidi isolate": ("bob\u2066", "must not have control characters (U+2066)"),
+    "line break": ("bob\nann", "must not have control or invisible characters (U+000A)"),
+    "escape": ("\x1b[2Jbob", "must not have control or invisible characters (U+001B)"),
+    "NUL": ("bob\0", "must not have control or invisible characters (U+0000)"),
+    "C1 control": ("bob\x9b", "must not have control or invisible characters (U+009B)"),
+    "line separator": ("bob\u2028", "must not have control or invisible characters (U+2028)"),
+    "bidi override": ("\u202ebob", "must not have control or invisible characters (U+202E)"),
+    "bidi isolate": ("bob\u2066", "must not have control or invisible characters (U+2066)"),
 }
 
 
@@ -823,3 +823,46 @@ def test_a_full_producer_refuses_at_once() -> None:
         assert "nothing was written" in error.details()
         assert pushback(error) == 1_000
     producer.close(0)
+
+
+# Subscribing
+
+
+def subscribe(chat: Chat, **fields: Any) -> Any:
+    """A subscription that the server has registered, or refused."""
+    request = chat_pb2.SubscribeRequest(user=chat_pb2.User(id="bob"), **fields)
+    stream = chat_pb2_grpc.ChatStub(chat.channel).Subscribe(request, timeout=2 * WAIT)
+    stream.initial_metadata()
+    return stream
+
+
+def test_a_subscription_gets_everything_in_deliveries(
+    start_server: StartServer, open_chat: OpenChat
+) -> None:
+    """What is sent after registration comes once and in order, however it is batched."""
+    _, listening = start_server()
+    chat = open_chat(target(listening))
+    stream = subscribe(chat, rooms=[""])
+    for number in range(50):
+        chat.send(str(number))
+    contents: list[str] = []
+    while len(contents) < 50:
+        contents += [message.content for message in next(stream).messages]
+    assert contents == [str(number) for number in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "at_fault"), [({"rooms": ["kitchen"]}, "rooms"), ({"cursor": b"x"}, "cursor")]
+)
+def test_what_is_not_served_yet_is_refused(
+    start_server: StartServer, open_chat: OpenChat, fields: dict[str, Any], at_fault: str
+) -> None:
+    """Rooms and cursors are refused rather than ignored: nobody believes to have what he asked."""
+    server, listening = start_server()
+    error = ended(subscribe(open_chat(target(listening)), **fields))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith(f"{at_fault}: ")
+    refused = server.metrics.registry.get_sample_value(
+        "chatsvc_connections_failed_total", {"reason": "invalid"}
+    )
+    assert refused == 1

@@ -154,3 +154,12 @@ def test_a_close_just_before_the_checks_is_not_missed(monkeypatch: pytest.Monkey
     watchdog.wake()  # a watchdog that missed it ends now
     closer.join(20)
     assert not missed
+
+
+def test_a_close_at_the_wrong_moment_ends_it() -> None:
+    """A close that comes between the wait and the clearing of the wake-up is not lost."""
+    for _ in range(2_000):
+        watchdog = Watchdog(interval=0.0)
+        watchdog.start()
+        watchdog.wake()
+        watchdog.close()

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63hatsvc/pb/chat.proto\x12\x04\x63hat\x1a\x1fgoogle/protobuf/timestamp.proto\" \n\x04User\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"w\n\x07Message\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04room\x18\x04 \x01(\t\x12\x12\n\nmessage_id\x18\x05 \x01(\t\"3\n\x07\x43onnect\x12\x18\n\x04user\x18\x01 \x01(\x0b\x32\n.chat.User\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\"\x07\n\x05\x43lose2k\n\tBroadcast\x12.\n\x0c\x43reateStream\x12\r.chat.Connect\x1a\r.chat.Message0\x01\x12.\n\x10\x42roadcastMessage\x12\r.chat.Message\x1a\x0b.chat.Closeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63hatsvc/pb/chat.proto\x12\x04\x63hat\x1a\x1fgoogle/protobuf/timestamp.proto\" \n\x04User\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"w\n\x07Message\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04room\x18\x04 \x01(\t\x12\x12\n\nmessage_id\x18\x05 \x01(\t\"3\n\x07\x43onnect\x12\x18\n\x04user\x18\x01 \x01(\x0b\x32\n.chat.User\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\"\x07\n\x05\x43lose\"K\n\x10SubscribeRequest\x12\x18\n\x04user\x18\x01 \x01(\x0b\x32\n.chat.User\x12\r\n\x05rooms\x18\x02 \x03(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x0c\";\n\x08\x44\x65livery\x12\x1f\n\x08messages\x18\x01 \x03(\x0b\x32\r.chat.Message\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x0c\x32k\n\tBroadcast\x12.\n\x0c\x43reateStream\x12\r.chat.Connect\x1a\r.chat.Message0\x01\x12.\n\x10\x42roadcastMessage\x12\r.chat.Message\x1a\x0b.chat.Close2=\n\x04\x43hat\x12\x35\n\tSubscribe\x12\x16.chat.SubscribeRequest\x1a\x0e.chat.Delivery0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONNECT']._serialized_end=270
   _globals['_CLOSE']._serialized_start=272
   _globals['_CLOSE']._serialized_end=279
-  _globals['_BROADCAST']._serialized_start=281
-  _globals['_BROADCAST']._serialized_end=388
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=281
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=356
+  _globals['_DELIVERY']._serialized_start=358
+  _globals['_DELIVERY']._serialized_end=417
+  _globals['_BROADCAST']._serialized_start=419
+  _globals['_BROADCAST']._serialized_end=526
+  _globals['_CHAT']._serialized_start=528
+  _globals['_CHAT']._serialized_end=589
 # @@protoc_insertion_point(module_scope)

@@ -141,3 +141,76 @@ class Broadcast:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ChatStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Subscribe = channel.unary_stream(
+                '/chat.Chat/Subscribe',
+                request_serializer=chatsvc_dot_pb_dot_chat__pb2.SubscribeRequest.SerializeToString,
+                response_deserializer=chatsvc_dot_pb_dot_chat__pb2.Delivery.FromString,
+                _registered_method=True)
+
+
+class ChatServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Subscribe(self, request, context):
+        """Every message from now on, in batches. Initial metadata as of Broadcast.CreateStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ChatServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Subscribe': grpc.unary_stream_rpc_method_handler(
+                    servicer.Subscribe,
+                    request_deserializer=chatsvc_dot_pb_dot_chat__pb2.SubscribeRequest.FromString,
+                    response_serializer=chatsvc_dot_pb_dot_chat__pb2.Delivery.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'chat.Chat', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('chat.Chat', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Chat:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Subscribe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chat.Chat/Subscribe',
+            chatsvc_dot_pb_dot_chat__pb2.SubscribeRequest.SerializeToString,
+            chatsvc_dot_pb_dot_chat__pb2.Delivery.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
