@@ -53,7 +53,8 @@ class ErrorLog:
         if error.fatal():
             self._on_fatal()
         # The text begins with the broker's address where it is about one broker.
-        where = error.str().split(": ")[0] if error.code() == KafkaError._TRANSPORT else ""
+        about_one = error.code() == KafkaError._TRANSPORT
+        where = error.str().split(": ")[0].split("/")[0] if about_one else ""
         line = f"Kafka{' broker ' + where if where else ''}: {cause(error)}"
         now = time.monotonic()
         with self._lock:

@@ -27,13 +27,13 @@ _log = logging.getLogger(__name__)
 Done = Callable[[Acked | ChatError], None]
 """Called once with the outcome, in the producer's thread: it must not block and not raise."""
 
-_REFUSED_BEFORE_SENDING = frozenset(
+# All others may follow an attempt that was written and whose answer was lost, also those that speak
+# of a queue: a record that is tried again waits there too.
+_NEVER_WRITTEN = frozenset(
     {
-        KafkaError._PURGE_QUEUE,
         KafkaError._UNKNOWN_TOPIC,
         KafkaError._UNKNOWN_PARTITION,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.NOT_ENOUGH_REPLICAS,
     }
 )
 
@@ -200,7 +200,7 @@ class Producer:
         if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE):
             return MessageTooLarge()
         return PublishFailed(
-            librdkafka.cause(error), maybe_written=error.code() not in _REFUSED_BEFORE_SENDING
+            librdkafka.cause(error), maybe_written=error.code() not in _NEVER_WRITTEN
         )
 
     def _on_fatal(self) -> None:
