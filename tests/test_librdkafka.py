@@ -37,7 +37,7 @@ def test_an_error_that_goes_on_is_logged_once(caplog: pytest.LogCaptureFixture) 
         log(refused("127.0.0.1:9093"))
     assert caplog.messages == [
         "Kafka broker 127.0.0.1:9092: connection refused",
-        "Kafka broker 127.0.0.1:9093/bootstrap: connection refused",
+        "Kafka broker 127.0.0.1:9093: connection refused",
     ]
 
 
