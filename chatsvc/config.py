@@ -90,10 +90,15 @@ class Config:
         return 4 if self.max_connections < 1_000 else 8
 
     @property
+    def max_publish_streams(self) -> int:
+        """Streams of Publish at once. Each has a thread that reads it, so they are few."""
+        return max(8, min(128, self.max_connections // 10))
+
+    @property
     def max_pending_rpcs(self) -> int:
         """Calls that may wait for one of `rpc_threads` at once: everybody connecting in the same
         moment, and as many senders. Above it, RESOURCE_EXHAUSTED."""
-        return 2 * self.max_connections + self.rpc_threads
+        return 2 * self.max_connections + self.rpc_threads + self.max_publish_streams
 
 
 _POSITIVE = (

@@ -6,12 +6,10 @@ from typing import Protocol
 
 from chatsvc.errors import CloseReason
 from chatsvc.feed import Feed, Overflow, Position
-from chatsvc.senders import Pulse
+from chatsvc.senders import TURN_SECONDS, Pulse
 
 ALL = 1 << 30
 """More messages than a feed holds."""
-TURN_SECONDS = 0.02
-"""How long a sender stays with a connection while others may wait."""
 
 
 class Stream(Protocol):

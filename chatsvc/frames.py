@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from chatsvc.model import ChatMessage
+from chatsvc.errors import ChatError, InvalidRequest, MessageTooLarge
+from chatsvc.model import Acked, ChatMessage
 from chatsvc.pb import chat_pb2
 
 CLOSE = chat_pb2.Close().SerializeToString()
@@ -51,6 +52,21 @@ def batch(messages: Sequence[bytes], fanned_out_at: float) -> Batch:
 def join(deliveries: Iterable[bytes]) -> bytes:
     """Deliveries as one: in protobuf, what is repeated goes on and the last of the rest wins."""
     return b"".join(deliveries)
+
+
+def result(outcomes: Iterable[tuple[str, Acked | ChatError]]) -> bytes:
+    """A PublishResult for messages' ids and what became of each."""
+    return chat_pb2.PublishResult(
+        outcomes=[_outcome(message_id, outcome) for message_id, outcome in outcomes]
+    ).SerializeToString()
+
+
+def _outcome(message_id: str, outcome: Acked | ChatError) -> chat_pb2.Outcome:
+    if isinstance(outcome, Acked):
+        return chat_pb2.Outcome(message_id=message_id, status=chat_pb2.Outcome.COMMITTED)
+    invalid = isinstance(outcome, InvalidRequest | MessageTooLarge)
+    status = chat_pb2.Outcome.INVALID if invalid else chat_pb2.Outcome.UNCONFIRMED
+    return chat_pb2.Outcome(message_id=message_id, status=status, detail=str(outcome))
 
 
 def _entry(message: bytes) -> tuple[bytes, bytes, bytes]:

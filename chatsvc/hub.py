@@ -99,7 +99,7 @@ class Hub:
         Waits only while the server's own senders are so far behind that a client which keeps up
         would overflow: Kafka holds the rest meanwhile.
         """
-        self._senders.wait_while_behind(_nearly_overflows, self._send_timeout)
+        self._senders.wait_while_behind(_nearly_overflows, len(batch.messages), self._send_timeout)
         self._senders.ready(self._feed.append(batch))
 
     def check(self, now: float) -> bool:

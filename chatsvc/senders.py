@@ -11,10 +11,13 @@ _log = logging.getLogger(__name__)
 
 STUCK_SECONDS = 0.05
 """A sender whose one send takes longer is replaced while it waits."""
-CLIENT_SECONDS = 0.01
-"""A send that takes longer is taken to wait for its client, not for this server's processor."""
+TURN_SECONDS = 0.02
+"""How long a sender stays with an item while others may wait."""
 SLUGGISH_SECONDS = 0.001
-"""An item whose sends take longer on average over a turn goes on in the lane for slow ones."""
+"""An item that uses up a turn with sends that take longer on average goes to the slow lane."""
+PACE_SECONDS = 0.0005
+"""How long the fan-out of a message waits at most for items in the slow lane: whatever clients do,
+2,000 messages a second are fanned out."""
 
 
 class Pulse(Protocol):
@@ -126,34 +129,45 @@ class SenderPool:
             self._work.notify(len(items))
         self.wake_watchdog()
 
-    def wait_while_behind(self, behind: Callable[[Drainable], bool], timeout: float) -> bool:
-        """Blocks while the item that has waited longest for a sender is `behind`, or one that is
-        being drained, at most `timeout` seconds. Returns whether none is.
+    def wait_while_behind(
+        self, behind: Callable[[Drainable], bool], messages: int, timeout: float
+    ) -> bool:
+        """Blocks, before `messages` more are fanned out, while the item that has waited longest
+        for a sender is `behind`, or one that is being drained, at most `timeout` seconds; for
+        items in the slow lane at most PACE_SECONDS a message. Returns whether none is behind but
+        in the slow lane.
 
-        This waits for the server's own threads, never for a client: a send that takes longer than
-        CLIENT_SECONDS is the client's fault, and its item is not waited for.
+        This waits for the server's own threads: an item that keeps a sender in one send for
+        STUCK_SECONDS, or uses up its turn with slow sends, is not waited for any longer.
         """
+        level = self._wait_while_behind(behind, timeout)
+        if self._slow_lane is not None:
+            self._slow_lane._wait_while_behind(behind, PACE_SECONDS * messages)
+        return level
+
+    def _wait_while_behind(self, behind: Callable[[Drainable], bool], timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         with self._lock:
             # Before the look, so that an item that is taken after it is told.
             self._awaiting_turn = True
             try:
-                while self._any_behind(behind, now := time.monotonic()):
-                    if self._closing or now >= deadline:
+                while self._any_behind(behind):
+                    left = deadline - time.monotonic()
+                    if self._closing or left <= 0:
                         return False
-                    self._turned.wait(min(CLIENT_SECONDS, deadline - now))
+                    self._turned.wait(min(TURN_SECONDS, left))
             finally:
                 self._awaiting_turn = False
         return True
 
-    def _any_behind(self, behind: Callable[[Drainable], bool], now: float) -> bool:
+    def _any_behind(self, behind: Callable[[Drainable], bool]) -> bool:
         try:
             if behind(self._ready[0]):
                 return True
         except IndexError:  # nothing waits
             pass
         return any(
-            sender.item is not None and now - sender.since < CLIENT_SECONDS and behind(sender.item)
+            sender.item is not None and not sender.replaced and behind(sender.item)
             for sender in self._senders
         )
 
@@ -174,9 +188,12 @@ class SenderPool:
             # A watchdog that looked between the two had nothing to watch.
             self.wake_watchdog()
             if self._drained(item, sender):
-                sluggish = time.monotonic() - began > SLUGGISH_SECONDS * sender.beats
-                self._again(item, sluggish)
+                turn = max(TURN_SECONDS, SLUGGISH_SECONDS * sender.beats)
+                self._again(item, sluggish=time.monotonic() - began > turn)
             sender.item = None
+            if self._awaiting_turn:
+                with self._lock:
+                    self._turned.notify()
         with self._lock:
             self._senders.discard(sender)
             self._retired_messages += sender.messages

@@ -222,6 +222,9 @@ class Server:
         config = self._config
         pool = ThreadPoolExecutor(config.rpc_threads, thread_name_prefix="rpc")
         self._running.callback(pool.shutdown)
+        # Some threads more than streams, to refuse those above the limit at once.
+        publish_pool = ThreadPoolExecutor(config.max_publish_streams + 4, thread_name_prefix="pub")
+        self._running.callback(publish_pool.shutdown)
         server = grpc.server(
             pool,
             options=channel_options(config),
@@ -234,8 +237,10 @@ class Server:
             self._replies,
             self._requests,
             self.metrics,
+            publish_pool,
             send_timeout=config.send_timeout,
             publish_timeout=config.publish_timeout,
+            max_publish_streams=config.max_publish_streams,
         )
         server.add_generic_rpc_handlers(servicer.handlers())
         address = f"[{config.host}]" if ":" in config.host else config.host
@@ -244,7 +249,7 @@ class Server:
         except RuntimeError as error:
             cause = "address already in use or not of this machine"
             raise PortTaken("--port", f"{address}:{config.port}", cause) from error
-        self._running.callback(lambda: self._stop_serving(server, producer))
+        self._running.callback(lambda: self._stop_serving(server, servicer, producer))
         server.start()
         return port
 
@@ -255,9 +260,10 @@ class Server:
         self._deadline = time.monotonic() + self._config.stop_timeout
         self._running.close()
 
-    def _stop_serving(self, server: grpc.Server, producer: Producer) -> None:
+    def _stop_serving(self, server: grpc.Server, servicer: Servicer, producer: Producer) -> None:
         stopped = server.stop(grace=self._time_left(0.1 * self._config.stop_timeout))
         self._requests.close()
+        servicer.stop()
         self._hub.close(CloseReason.SHUTDOWN)
         if not stopped.wait(self._time_left(0.4 * self._config.stop_timeout)):
             producer.give_up()  # Kafka is away: refuse what waits for it while there is time

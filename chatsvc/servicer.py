@@ -6,8 +6,10 @@ answer from another thread when Kafka has acked, and keep no thread a stream.
 """
 
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -30,6 +32,7 @@ from chatsvc.hub import Hub
 from chatsvc.metrics import Metrics
 from chatsvc.model import Acked, ChatMessage
 from chatsvc.pb import chat_pb2
+from chatsvc.publishing import Done, PublishStream
 from chatsvc.records import encode_message
 from chatsvc.requests import M, Malformed, Parser, RequestWatch, wrong_type
 from chatsvc.senders import Pulse, SenderPool
@@ -91,6 +94,10 @@ class _Call:
         """Ends the call with OK."""
         self._send(None)
 
+    def cut_off(self) -> None:
+        """Cancels the call."""
+        self.context.cancel()
+
     def refuse(self, error: ChatError) -> None:
         """Ends the call with the status for `error`."""
         code, retry_ms = _STATUS[type(error)]
@@ -119,7 +126,7 @@ class _Stream:
         self._call.fail(*_CLOSE_STATUS[reason])
 
     def cancel(self) -> None:
-        self._call.context.cancel()
+        self._call.cut_off()
 
 
 class _Reply:
@@ -157,7 +164,7 @@ class _Reply:
             self.cut_off()
 
     def cut_off(self) -> None:
-        self._call.context.cancel()
+        self._call.cut_off()
 
 
 class _Behavior(Generic[M]):
@@ -185,16 +192,46 @@ class _Behavior(Generic[M]):
         self, requests: Iterator[M | Malformed], context: grpc.ServicerContext, send: _Send
     ) -> None:
         call = _Call(self._method, self._metrics, context, send)
-        try:
+        with _errors_answered(self._method, call):
             self._run(self._parser.parsed(self._requests.first(requests, context)), call)
-        except grpc.RpcError:
-            raise  # the call is over; grpcio knows its own error and says nothing
-        except ChatError as error:
-            call.refuse(error)
-        except Exception:
-            number = uuid.uuid4().hex[:8]
-            _log.exception("%s failed (error %s)", self._method, number)
-            call.fail(grpc.StatusCode.INTERNAL, f"internal error {number}", None)
+
+
+class _PublishBehavior:
+    """The same for Publish, which reads its requests one after the other in a thread of a pool of
+    its own."""
+
+    experimental_non_blocking = True
+
+    def __init__(
+        self,
+        run: Callable[[Iterator[Any], _Call], None],
+        pool: ThreadPoolExecutor,
+        metrics: Metrics,
+    ) -> None:
+        # grpcio takes this pool for the method instead of the server's.
+        self.experimental_thread_pool = pool
+        self._run = run
+        self._metrics = metrics
+
+    def __call__(self, requests: Iterator[Any], context: grpc.ServicerContext, send: _Send) -> None:
+        call = _Call("Publish", self._metrics, context, send)
+        with _errors_answered("Publish", call):
+            self._run(requests, call)
+
+
+@contextmanager
+def _errors_answered(method: str, call: _Call) -> Iterator[None]:
+    """Turns what a method raises into a status."""
+    try:
+        yield
+    except grpc.RpcError:
+        raise  # the call is over; grpcio knows its own error and says nothing
+    except ChatError as error:
+        call.refuse(error)
+    except Exception:
+        number = uuid.uuid4().hex[:8]
+        _log.exception("%s failed (error %s)", method, number)
+        call.fail(grpc.StatusCode.INTERNAL, f"internal error {number}", None)
 
 
 class Servicer:
@@ -208,9 +245,11 @@ class Servicer:
         replies: SenderPool,
         requests: RequestWatch,
         metrics: Metrics,
+        publish_pool: ThreadPoolExecutor,
         *,
         send_timeout: float,
         publish_timeout: float,
+        max_publish_streams: int,
     ) -> None:
         self._server_id = server_id
         self._hub = hub
@@ -220,6 +259,20 @@ class Servicer:
         self._metrics = metrics
         self._send_timeout = send_timeout
         self._publish_timeout = publish_timeout
+        self._publish_pool = publish_pool
+        self._max_publish_streams = max_publish_streams
+        # Guards the two below.
+        self._lock = threading.Lock()
+        self._publish_streams: set[PublishStream] = set()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Ends the streams of Publish after the outcomes of what is under way."""
+        with self._lock:
+            self._stopping = True
+            streams = list(self._publish_streams)
+        for stream in streams:
+            stream.stop(ServerStopping())
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a grpc.Server has to register."""
@@ -229,7 +282,13 @@ class Servicer:
                 "BroadcastMessage", chat_pb2.Message, self._broadcast_message
             ),
         }
-        chat = {"Subscribe": self._handler("Subscribe", chat_pb2.SubscribeRequest, self._subscribe)}
+        publish = _PublishBehavior(self._publish_all, self._publish_pool, self._metrics)
+        chat = {
+            "Subscribe": self._handler("Subscribe", chat_pb2.SubscribeRequest, self._subscribe),
+            "Publish": grpc.stream_stream_rpc_method_handler(
+                publish, request_deserializer=Parser(chat_pb2.PublishRequest)
+            ),
+        }
         return [
             grpc.method_handlers_generic_handler("chat.Broadcast", broadcast),
             grpc.method_handlers_generic_handler("chat.Chat", chat),
@@ -281,6 +340,42 @@ class Servicer:
         remaining = call.context.time_remaining()
         timeout = min(self._publish_timeout, remaining - min(0.5, remaining / 5))
         self._publish(key, value, reply.done, timeout)
+
+    def _publish_all(self, requests: Iterator[Any], call: _Call) -> None:
+        stream = PublishStream(call, self._replies, self._send_timeout)
+        with self._lock:
+            if self._stopping:
+                raise ServerStopping
+            if len(self._publish_streams) >= self._max_publish_streams:
+                raise ServerFull(self._max_publish_streams)
+            self._publish_streams.add(stream)
+        if not call.context.add_callback(partial(self._forget, stream)):
+            self._forget(stream)
+            return
+        for request in requests:
+            try:
+                messages = Parser.parsed(request).messages
+            except InvalidRequest as error:
+                stream.stop(error)
+                return
+            for message in messages:
+                message.message_id = message.message_id or uuid.uuid4().hex
+                if not stream.publish(message.message_id, partial(self._publish_one, message)):
+                    return
+        stream.end()
+
+    def _forget(self, stream: PublishStream) -> None:
+        stream.leave()
+        with self._lock:
+            self._publish_streams.discard(stream)
+
+    def _publish_one(self, message: chat_pb2.Message, done: Done) -> None:
+        def counted(outcome: Acked | ChatError) -> None:
+            if isinstance(outcome, Acked):
+                self._metrics.messages_published.inc()
+            done(outcome)
+
+        self._publish(*encode_message(_checked(message)), counted)
 
 
 _REFUSALS: dict[type[ChatError], str] = {

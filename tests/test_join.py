@@ -195,13 +195,13 @@ def test_escape_sequences_of_others_are_shown(join: Join, alice: ChatClient) -> 
 
 
 def test_name_of_another_can_not_forge(join: Join, address: str) -> None:
-    """Also with a name that hides something, a line of another begins as such."""
+    """Whatever the name, a line of another begins as such."""
     bob = join("bob")
-    with ChatClient("You\u200b", [address]) as forger:
+    with ChatClient("You", [address]) as forger:
         forger.connect()
         forger.send("I agree")
-    bob.expect_screen("You\\u200b: I agree")
-    assert row(bob, rf"📩 {CLOCK} You\\u200b: I agree")
+    bob.expect_screen("You: I agree")
+    assert row(bob, rf"📩 {CLOCK} You: I agree")
 
 
 def test_help_lists_commands(join: Join) -> None:

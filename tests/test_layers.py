@@ -13,7 +13,7 @@ LAYERS = (
     ("errors", "model", "metadata"),
     ("rules", "config", "records", "frames", "presence"),
     ("feed", "watchdog", "memory", "senders", "connection"),
-    ("hub", "fanout", "registrar"),
+    ("hub", "fanout", "registrar", "publishing"),
     ("librdkafka", "producer", "consumer", "topics", "embedded"),
     ("metrics", "requests", "servicer", "client"),
     ("server",),

@@ -299,10 +299,10 @@ def test_a_sample_of_deliveries_is_observed(make_pool: MakePool) -> None:
 def test_nobody_waits_while_nothing_is_behind(make_pool: MakePool) -> None:
     """Neither an empty queue nor an item that keeps up makes the fan-out wait."""
     pool = make_pool(1)
-    assert pool.wait_while_behind(always, 20)
+    assert pool.wait_while_behind(always, 1, 20)
     stalled = stalled_in(pool)
     pool.ready([Item()])
-    assert pool.wait_while_behind(never, 20)
+    assert pool.wait_while_behind(never, 1, 20)
     stalled.released.set()
 
 
@@ -316,7 +316,7 @@ def test_waiting_ends_when_the_item_is_taken(make_pool: MakePool) -> None:
         stalled.released.set()
         return item is behind
 
-    assert pool.wait_while_behind(is_behind, 20)
+    assert pool.wait_while_behind(is_behind, 1, 20)
     assert behind.drained.wait(20)
 
 
@@ -332,7 +332,7 @@ def test_waiting_ends_when_the_item_is_taken_meanwhile(make_pool: MakePool) -> N
             behind.drained.wait(0.5)  # until then the sender may come as far as it can
         return item is behind
 
-    assert pool.wait_while_behind(is_behind, 10)
+    assert pool.wait_while_behind(is_behind, 1, 20)
 
 
 def test_waiting_ends_at_its_timeout(make_pool: MakePool) -> None:
@@ -340,7 +340,7 @@ def test_waiting_ends_at_its_timeout(make_pool: MakePool) -> None:
     pool = make_pool(1)
     stalled = stalled_in(pool)
     pool.ready([Item()])
-    assert not pool.wait_while_behind(always, 0.01)
+    assert not pool.wait_while_behind(always, 1, 0.01)
     stalled.released.set()
 
 
@@ -356,7 +356,9 @@ def test_waiting_ends_when_the_pool_closes(make_pool: MakePool) -> None:
         waiting.set()
         return True
 
-    waiter = threading.Thread(target=lambda: outcomes.append(pool.wait_while_behind(is_behind, 60)))
+    waiter = threading.Thread(
+        target=lambda: outcomes.append(pool.wait_while_behind(is_behind, 1, 600))
+    )
     waiter.start()
     assert waiting.wait(20)
     assert not pool.close(0)

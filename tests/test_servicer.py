@@ -1,6 +1,7 @@
 """The RPCs over real gRPC: some over the servicer alone, the others over a whole server."""
 
 import contextlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -72,8 +73,10 @@ class Host:
             self._replies,
             requests,
             self.metrics,
+            ThreadPoolExecutor(1),
             send_timeout=10.0,
             publish_timeout=publish_timeout,
+            max_publish_streams=1,
         )
         self._pool = ThreadPoolExecutor(4)
         self._server = grpc.server(self._pool, options=channel_options(Config()))
@@ -866,3 +869,120 @@ def test_what_is_not_served_yet_is_refused(
         "chatsvc_connections_failed_total", {"reason": "invalid"}
     )
     assert refused == 1
+
+
+# Publishing in batches
+
+
+def batches(*sizes: int, user: str = "ann") -> Iterator[Any]:
+    """Requests with so many numbered messages each."""
+    number = 0
+    for size in sizes:
+        messages = []
+        for _ in range(size):
+            messages.append(chat_pb2.Message(id=user, content=str(number), message_id=f"m{number}"))
+            number += 1
+        yield chat_pb2.PublishRequest(messages=messages)
+
+
+def outcomes(results: Any) -> list[tuple[str, int]]:
+    """The ids and statuses of all outcomes, until the stream ends."""
+    return [(each.message_id, each.status) for result in results for each in result.outcomes]
+
+
+def test_published_messages_get_outcomes_in_order(
+    start_server: StartServer, open_chat: OpenChat
+) -> None:
+    """Thousands of messages in batches are confirmed one by one and delivered in order."""
+    _, listening = start_server()
+    chat = open_chat(target(listening))
+    stream = subscribe(chat)
+    results = chat_pb2_grpc.ChatStub(chat.channel).Publish(batches(*[100] * 40), timeout=2 * WAIT)
+    committed = chat_pb2.Outcome.COMMITTED
+    assert outcomes(results) == [(f"m{number}", committed) for number in range(4_000)]
+    contents: list[str] = []
+    while len(contents) < 4_000:
+        contents += [message.content for message in next(stream).messages]
+    assert contents == [str(number) for number in range(4_000)]
+
+
+def test_a_bad_message_has_its_own_outcome(start_server: StartServer, open_chat: OpenChat) -> None:
+    """One message that breaks a rule is refused by name; those around it are committed."""
+    _, listening = start_server()
+    chat = open_chat(target(listening))
+    good, bad = batches(1), chat_pb2.Message(id="ann", message_id="bad")
+    request = chat_pb2.PublishRequest(messages=[*next(good).messages, bad])
+    results = chat_pb2_grpc.ChatStub(chat.channel).Publish(iter([request]), timeout=2 * WAIT)
+    (result,) = [each for each in results if each.outcomes][-1:]
+    assert result.outcomes[-1].message_id == "bad"
+    assert result.outcomes[-1].status == chat_pb2.Outcome.INVALID
+    assert result.outcomes[-1].detail == "content: must not be empty"
+
+
+def test_a_message_without_an_id_is_told_it(start_server: StartServer, open_chat: OpenChat) -> None:
+    """The id that the server makes comes back in the outcome."""
+    _, listening = start_server()
+    chat = open_chat(target(listening))
+    request = chat_pb2.PublishRequest(messages=[chat_pb2.Message(id="ann", content="hi")])
+    results = chat_pb2_grpc.ChatStub(chat.channel).Publish(iter([request]), timeout=2 * WAIT)
+    ((message_id, status),) = outcomes(results)
+    assert len(message_id) == 32
+    assert status == chat_pb2.Outcome.COMMITTED
+
+
+def test_a_request_that_does_not_parse_ends_the_stream_after_the_outcomes(
+    start_server: StartServer, open_chat: OpenChat
+) -> None:
+    """What was sent before rubbish is answered; then the stream says what is wrong."""
+    _, listening = start_server()
+    chat = open_chat(target(listening))
+    publish = chat.channel.stream_stream("/chat.Chat/Publish")
+    good = next(batches(3)).SerializeToString()
+    results = publish(iter([good, b"\xff"]), timeout=2 * WAIT)
+    seen: list[Any] = []
+    with pytest.raises(grpc.RpcError) as refused:
+        seen.extend(chat_pb2.PublishResult.FromString(raw) for raw in results)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_stop_answers_what_is_under_way(start_server: StartServer, open_chat: OpenChat) -> None:
+    """A publisher that goes on and on gets its outcomes and then UNAVAILABLE."""
+    server, listening = start_server()
+    chat = open_chat(target(listening))
+    over = threading.Event()
+
+    def endless() -> Iterator[Any]:
+        yield next(batches(10))
+        over.wait(2 * WAIT)
+
+    results = chat_pb2_grpc.ChatStub(chat.channel).Publish(endless(), timeout=2 * WAIT)
+    first = [each.status for each in next(results).outcomes]
+    server.stop()
+    with pytest.raises(grpc.RpcError) as ended_by:
+        first.extend(each.status for result in results for each in result.outcomes)
+    over.set()
+    assert ended_by.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert first == [chat_pb2.Outcome.COMMITTED] * len(first)
+
+
+def test_publish_streams_are_limited(start_server: StartServer, open_chat: OpenChat) -> None:
+    """Each has a thread, so one more than there may be is refused at once; a place comes free."""
+    _, listening = start_server(max_connections=10)
+    chat = open_chat(target(listening))
+    over = threading.Event()
+    publish = chat_pb2_grpc.ChatStub(chat.channel).Publish
+    first = next(batches(1))
+
+    def open_stream() -> Any:
+        return publish(itertools.chain([first], iter(over.wait, True)), timeout=2 * WAIT)
+
+    streams = [open_stream() for _ in range(8)]
+    for each in streams:
+        assert len(next(each).outcomes) == 1
+    with pytest.raises(grpc.RpcError) as refused:
+        next(open_stream())
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    over.set()
+    for each in streams:
+        assert outcomes(each) == []
+    assert len(outcomes(publish(batches(1), timeout=2 * WAIT))) == 1

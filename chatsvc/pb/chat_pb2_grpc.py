@@ -157,6 +157,11 @@ class ChatStub:
                 request_serializer=chatsvc_dot_pb_dot_chat__pb2.SubscribeRequest.SerializeToString,
                 response_deserializer=chatsvc_dot_pb_dot_chat__pb2.Delivery.FromString,
                 _registered_method=True)
+        self.Publish = channel.stream_stream(
+                '/chat.Chat/Publish',
+                request_serializer=chatsvc_dot_pb_dot_chat__pb2.PublishRequest.SerializeToString,
+                response_deserializer=chatsvc_dot_pb_dot_chat__pb2.PublishResult.FromString,
+                _registered_method=True)
 
 
 class ChatServicer:
@@ -169,6 +174,15 @@ class ChatServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Publish(self, request_iterator, context):
+        """Sends messages in batches, many of them under way at once. Every message gets an outcome, in the
+        order sent; the server reads no further while too many wait for theirs. A message whose outcome
+        has not come when the stream ends may be written or not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +190,11 @@ def add_ChatServicer_to_server(servicer, server):
                     servicer.Subscribe,
                     request_deserializer=chatsvc_dot_pb_dot_chat__pb2.SubscribeRequest.FromString,
                     response_serializer=chatsvc_dot_pb_dot_chat__pb2.Delivery.SerializeToString,
+            ),
+            'Publish': grpc.stream_stream_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=chatsvc_dot_pb_dot_chat__pb2.PublishRequest.FromString,
+                    response_serializer=chatsvc_dot_pb_dot_chat__pb2.PublishResult.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -205,6 +224,33 @@ class Chat:
             '/chat.Chat/Subscribe',
             chatsvc_dot_pb_dot_chat__pb2.SubscribeRequest.SerializeToString,
             chatsvc_dot_pb_dot_chat__pb2.Delivery.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publish(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/chat.Chat/Publish',
+            chatsvc_dot_pb_dot_chat__pb2.PublishRequest.SerializeToString,
+            chatsvc_dot_pb_dot_chat__pb2.PublishResult.FromString,
             options,
             channel_credentials,
             insecure,
