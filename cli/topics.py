@@ -1,5 +1,7 @@
 """`chatsvc topics`: create, describe and grow the topics by hand."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -14,33 +16,50 @@ TIMEOUT_SECONDS = 10.0
 
 
 @click.group()
-@click.option(
-    "--brokers",
-    type=Brokers(),
-    default="localhost:9092",
-    show_default=True,
-    envvar="KAFKA_BROKERS",
-    show_envvar=True,
-    help="Kafka brokers.",
-)
-@click.option(
-    "--topic",
-    default=Config.topic,
-    show_default=True,
-    envvar="KAFKA_TOPIC",
-    show_envvar=True,
-    help="Topic of the messages.",
-)
-@click.option(
-    "--connections-topic",
-    default=Config.connections_topic,
-    show_default=True,
-    help="Topic of who is where.",
-)
-@click.pass_context
-def topics(ctx: click.Context, /, **settings: Any) -> None:
+def topics() -> None:
     """Create, describe and grow the topics."""
-    ctx.obj = Config(**settings)
+
+
+def _kafka_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that all three have, and hands them on as a Config."""
+
+    @functools.wraps(command)
+    def with_config(
+        brokers: tuple[str, ...], topic: str, connections_topic: str, **more: Any
+    ) -> None:
+        config = Config(brokers=brokers, topic=topic, connections_topic=connections_topic)
+        command(config, **more)
+
+    for option in reversed(_OPTIONS):
+        with_config = option(with_config)
+    return with_config
+
+
+_OPTIONS = (
+    click.option(
+        "--brokers",
+        type=Brokers(),
+        default="localhost:9092",
+        show_default=True,
+        envvar="KAFKA_BROKERS",
+        show_envvar=True,
+        help="Kafka brokers.",
+    ),
+    click.option(
+        "--topic",
+        default=Config.topic,
+        show_default=True,
+        envvar="KAFKA_TOPIC",
+        show_envvar=True,
+        help="Topic of the messages.",
+    ),
+    click.option(
+        "--connections-topic",
+        default=Config.connections_topic,
+        show_default=True,
+        help="Topic of who is where.",
+    ),
+)
 
 
 def _admin(config: Config) -> Topics:
@@ -50,7 +69,7 @@ def _admin(config: Config) -> Topics:
 
 
 @topics.command()
-@click.pass_obj
+@_kafka_options
 def create(config: Config) -> None:
     """Create the topics that are missing, on three brokers if there are three."""
     admin = _admin(config)
@@ -63,7 +82,7 @@ def create(config: Config) -> None:
 
 
 @topics.command()
-@click.pass_obj
+@_kafka_options
 def describe(config: Config) -> None:
     """Show partitions, leaders, replicas and settings."""
     admin = _admin(config)
@@ -94,7 +113,7 @@ def _ids(brokers: Any) -> str:
     required=True,
     help="How many the topic of the messages has afterwards.",
 )
-@click.pass_obj
+@_kafka_options
 def grow(config: Config, partitions: int) -> None:
     """Add partitions to the topic of the messages, also while servers run."""
     _admin(config).grow(config.topic, partitions)

@@ -51,7 +51,7 @@ def test_partitions_added_under_traffic_are_read(
 ) -> None:
     """Growing from 2 to 6 partitions while 12 users send loses nothing, and all six are used."""
     addresses = [serve(brokers).address, serve(brokers).address]
-    grow = ["topics", "--brokers", brokers.bootstrap, *topic_options, "grow", "--partitions", "6"]
+    grow = ["topics", "grow", "--partitions", "6", "--brokers", brokers.bootstrap, *topic_options]
     with Ledger() as ledger:
         for number, address in enumerate(addresses):
             ledger.listen((f"user-{number}-{each}" for each in range(6)), [address])
@@ -68,7 +68,7 @@ def test_partitions_added_under_traffic_are_read(
             assert grown.exit_code == 0, grown.output
         ledger.check()
     used = CliRunner().invoke(
-        main, ["topics", "--brokers", brokers.bootstrap, *topic_options, "describe"]
+        main, ["topics", "describe", "--brokers", brokers.bootstrap, *topic_options]
     )
     assert "6 partitions" in used.output
 

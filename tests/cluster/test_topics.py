@@ -22,7 +22,7 @@ from waiting import eventually
 
 def topics(brokers: Brokers, options: list[str], *command: str) -> Result:
     """Runs `chatsvc topics`."""
-    arguments = ["topics", "--brokers", brokers.bootstrap, *options, *command]
+    arguments = ["topics", *command, "--brokers", brokers.bootstrap, *options]
     return CliRunner().invoke(main, arguments)
 
 
