@@ -29,3 +29,15 @@ def of(pid: int) -> Resources:
         rss_mib=int(status["VmRSS"].split()[0]) / 1024,
         cpu_seconds=(int(times[11]) + int(times[12])) / 100,
     )
+
+
+def connections(address: str) -> int:
+    """TCP connections that a server on this machine has at its port and has not closed."""
+    port = f"{int(address.rpartition(':')[2]):04X}"
+    open_states = {"01", "08"}  # established, and closed by the client alone
+    rows = [
+        line.split()
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(table).read_text().splitlines()[1:]
+    ]
+    return sum(row[1].endswith(f":{port}") and row[3] in open_states for row in rows)

@@ -11,7 +11,7 @@ from chatsvc.pb import chat_pb2, chat_pb2_grpc
 
 import resources
 from .conftest import Serve
-from .test_scale import RPC_THREADS, crowd, talk, verdict
+from .test_scale import KAFKA_FILES, RPC_THREADS, crowd, talk, verdict
 from brokers import Brokers
 from conftest import Measured
 from waiting import eventually
@@ -93,7 +93,8 @@ def test_bad_clients_disturb_nobody(brokers: Brokers, serve: Serve, measured: Me
         assert eventually(lambda: server.metrics().get(SLOW) == 1, 60)
         assert _end(stalled) is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert _closed_by_server(silent)
-    assert eventually(lambda: resources.of(server.pid).files <= base.files + 2, 60)
+    assert eventually(lambda: resources.connections(address) == 0, 60)
+    assert eventually(lambda: resources.of(server.pid).files <= base.files + KAFKA_FILES, 60)
     assert eventually(lambda: resources.of(server.pid).threads <= base.threads + RPC_THREADS, 60)
 
 

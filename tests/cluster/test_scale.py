@@ -21,6 +21,8 @@ from waiting import eventually
 
 RPC_THREADS = Config().rpc_threads
 """A pool that grows as it is used, and stays."""
+KAFKA_FILES = 15
+"""Connections to brokers that librdkafka opens and closes as it likes."""
 CROWD = Path(__file__).parents[1] / "crowd.py"
 
 
@@ -63,6 +65,7 @@ def test_a_thousand_streams(brokers: Brokers, serve: Serve, measured: Measured) 
     base = resources.of(server.pid)
     with crowd(server.address, 1_000, 100) as listening:
         idle = resources.of(server.pid)
+        assert resources.connections(server.address) == 1_000
         began = time.monotonic()
         talk(server.address, 100, 20)
         result = verdict(listening)
@@ -74,7 +77,8 @@ def test_a_thousand_streams(brokers: Brokers, serve: Serve, measured: Measured) 
     )
     assert (result["complete"], result["twice"], result["disorder"]) == (1_000, 0, 0)
     assert idle.threads < base.threads + RPC_THREADS + 10
-    assert eventually(lambda: resources.of(server.pid).files <= base.files + 2, 30)
+    assert eventually(lambda: resources.connections(server.address) == 0, 30)
+    assert eventually(lambda: resources.of(server.pid).files <= base.files + KAFKA_FILES, 30)
     assert eventually(lambda: resources.of(server.pid).threads <= base.threads + RPC_THREADS, 30)
     # Half of what the streams took, at the least: Python and gRPC keep some for the next ones.
     half = (base.rss_mib + end.rss_mib) / 2
