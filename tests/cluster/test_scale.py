@@ -19,8 +19,8 @@ from brokers import Brokers
 from conftest import Measured
 from waiting import eventually
 
-RPC_THREADS = Config().rpc_threads
-"""A pool that grows as it is used, and stays."""
+RPC_THREADS = Config().rpc_threads + 4
+"""Pools that grow as they are used, and stay: ours, and gRPC's own."""
 KAFKA_FILES = 15
 """Connections to brokers that librdkafka opens and closes as it likes."""
 CROWD = Path(__file__).parents[1] / "crowd.py"
