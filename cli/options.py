@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from chatsvc.config import Config
 from chatsvc.rules import is_address
 
 
@@ -41,3 +42,20 @@ class Brokers(click.ParamType[tuple[str, ...]]):
         if isinstance(value, tuple):
             return value
         return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+topic_option = click.option(
+    "--topic",
+    default=Config.topic,
+    show_default=True,
+    envvar="KAFKA_TOPIC",
+    show_envvar=True,
+    help="Topic of the messages.",
+)
+
+connections_topic_option = click.option(
+    "--connections-topic",
+    default=Config.connections_topic,
+    show_default=True,
+    help="Topic of who is where.",
+)

@@ -14,7 +14,7 @@ from chatsvc.config import Config, new_server_id
 from chatsvc.server import Listening, Server
 
 from .logs import LEVELS, configure
-from .options import Brokers
+from .options import Brokers, connections_topic_option, topic_option
 
 _PRECEDENCE = """Each option is taken from the first of: the command line; its own environment
 variable (SERVER_PORT, KAFKA_BROKERS, KAFKA_TOPIC); CHATSVC_SERVE_<OPTION>; the section [serve] of
@@ -81,20 +81,8 @@ def _options(ctx: click.Context, path: Path, section: Any) -> dict[str, Any]:
     show_envvar=True,
     help="Kafka brokers; without any, a broker in memory.",
 )
-@click.option(
-    "--topic",
-    default=Config.topic,
-    show_default=True,
-    envvar="KAFKA_TOPIC",
-    show_envvar=True,
-    help="Topic of the messages.",
-)
-@click.option(
-    "--connections-topic",
-    default=Config.connections_topic,
-    show_default=True,
-    help="Topic of who is where.",
-)
+@topic_option
+@connections_topic_option
 @click.option(
     "--metrics-host",
     default=Config.metrics_host,

@@ -10,7 +10,7 @@ from chatsvc.config import Config
 from chatsvc.server import default_partitions
 from chatsvc.topics import TopicDescription, Topics
 
-from .options import Brokers
+from .options import Brokers, connections_topic_option, topic_option
 
 TIMEOUT_SECONDS = 10.0
 
@@ -45,20 +45,8 @@ _OPTIONS = (
         show_envvar=True,
         help="Kafka brokers.",
     ),
-    click.option(
-        "--topic",
-        default=Config.topic,
-        show_default=True,
-        envvar="KAFKA_TOPIC",
-        show_envvar=True,
-        help="Topic of the messages.",
-    ),
-    click.option(
-        "--connections-topic",
-        default=Config.connections_topic,
-        show_default=True,
-        help="Topic of who is where.",
-    ),
+    topic_option,
+    connections_topic_option,
 )
 
 
