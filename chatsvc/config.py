@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from chatsvc.errors import InvalidConfig
 from chatsvc.rules import is_address
 
+MAX_WORKERS = 64
+
 
 def new_server_id() -> str:
     """The seed's form, `grpc-server-<unix time>`, with four hex digits so that two that start in
@@ -35,6 +37,9 @@ class Config:
     metrics_port: int = 9464
     server_id: str = field(default_factory=new_server_id)
     max_connections: int = 10_000
+    """Streams at once, on all workers together."""
+    workers: int = 1
+    """Processes that share the port; in a worker's own settings, how many there are."""
 
     outbox_messages: int = 1_000
     outbox_bytes: int = 1024 * 1024
@@ -70,6 +75,8 @@ class Config:
             _check_broker(broker)
         if not 1 <= self.max_connections <= 100_000:
             raise InvalidConfig("--max-connections", "must be between 1 and 100000")
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise InvalidConfig("--workers", f"must be between 1 and {MAX_WORKERS}")
         for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise InvalidConfig(name, "must be above 0")
@@ -91,8 +98,9 @@ class Config:
 
     @property
     def max_publish_streams(self) -> int:
-        """Streams of Publish at once. Each has a thread that reads it, so they are few."""
-        return max(8, min(128, self.max_connections // 10))
+        """Streams of Publish at once in a process. Each has a thread that reads it, so they are
+        few."""
+        return max(8, min(128, self.max_connections // 10) // self.workers)
 
     @property
     def max_pending_rpcs(self) -> int:

@@ -6,10 +6,13 @@ from typing import Protocol
 
 from chatsvc.errors import CloseReason
 from chatsvc.feed import Feed, Overflow, Position
+from chatsvc.model import LOBBY
 from chatsvc.senders import TURN_SECONDS, Pulse
 
 ALL = 1 << 30
 """More messages than a feed holds."""
+MAX_FRAME_BYTES = 1024 * 1024
+"""How large a Delivery of several batches may be; gRPC's clients take 4 MiB."""
 
 
 class Stream(Protocol):
@@ -28,7 +31,8 @@ class Stream(Protocol):
 
 
 class Connection:
-    """One subscriber. With `batched` a frame is a Delivery of all that waits, else a Message.
+    """One subscriber. With `batched` a frame is a Delivery of all that waits, else a Message; a
+    `greeting` is sent before all others.
 
     A sender thread drains the outbox, which is what the feed holds behind `position`; the outbox
     is bounded as the feed is. When it overflows, or one send takes longer than `send_timeout`,
@@ -56,6 +60,7 @@ class Connection:
         "_sent",
         "_stream",
         "_taken",
+        "rooms",
         "user",
     )
 
@@ -67,9 +72,12 @@ class Connection:
         send_timeout: float,
         on_end: "Callable[[Connection], object]",
         *,
+        rooms: frozenset[str] = frozenset((LOBBY,)),
         batched: bool = False,
+        greeting: bytes = b"",
     ) -> None:
         self.user = user
+        self.rooms = rooms
         self._feed = feed
         self._stream = stream
         self._send_timeout = send_timeout
@@ -77,7 +85,7 @@ class Connection:
         self._position: Position = feed.end
         self._batched = batched
         # What is being sent, behind which the position is, and how much of it has been.
-        self._frames: Sequence[bytes] = ()
+        self._frames: Sequence[bytes] = (greeting,) if greeting else ()
         self._sent = 0
         self._taken = 0
         self._fanned_out_at = 0.0
@@ -134,7 +142,9 @@ class Connection:
     def _take(self, turn_end: int) -> bool:
         """Takes the next frames from the feed, none if the connection is level. Returns False if
         there are more, but not for this turn."""
-        batches, position = self._feed.read(self._position, ALL if self._batched else 1)
+        batches, position = self._feed.read(
+            self._position, ALL if self._batched else 1, MAX_FRAME_BYTES
+        )
         self._frames, self._sent = (), 0
         if not batches:
             return True

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -19,6 +19,10 @@ _LAG_INTERVAL = 1.0
 
 OnRecords = Callable[[list[Record]], None]
 """Called in the consumer's thread with what one read brought, in the order of each partition."""
+OnPositions = Callable[[Mapping[int, int]], None]
+"""Called with each partition's next offset when they do not follow from the records read: once
+before the consumer's thread starts, and in that thread when partitions are new or a position is no
+longer in the log."""
 
 
 class TopicConsumer:
@@ -42,6 +46,7 @@ class TopicConsumer:
         *,
         since_ms: int | None = None,
         fetch_wait_ms: int = 500,
+        on_positions: OnPositions = lambda positions: None,
         report_lag: Callable[[int, int], None] = lambda partition, lag: None,
         count_gap: Callable[[int], None] = lambda records: None,
     ) -> None:
@@ -52,6 +57,7 @@ class TopicConsumer:
         self._settings["fetch.wait.max.ms"] = fetch_wait_ms
         self._settings["enable.partition.eof"] = since_ms is not None
         self._on_records = on_records
+        self._on_positions = on_positions
         self._since_ms = since_ms
         self._report_lag = report_lag
         self._count_gap = count_gap
@@ -79,6 +85,7 @@ class TopicConsumer:
             raise TopicFailed(self.topic, librdkafka.cause(error.args[0])) from error
         self._known_partitions = len(self._positions)
         self._client = client
+        self._on_positions(self._positions)
         if not self._behind:
             self._caught_up.set()
         self._thread.start()
@@ -153,6 +160,7 @@ class TopicConsumer:
         new = {each: 0 for each in range(self._known_partitions) if each not in self._positions}
         client.incremental_assign(self._assignment(new))
         self._positions |= new
+        self._on_positions(self._positions)
         _log.info("Topic %s has %d partitions now", self.topic, self._known_partitions)
 
     def _handle(self, client: KafkaConsumer, messages: Sequence[Message]) -> None:
@@ -201,6 +209,7 @@ class TopicConsumer:
         client.incremental_unassign([target])
         client.incremental_assign([TopicPartition(self.topic, partition, nearest)])
         self._positions[partition] = nearest
+        self._on_positions(self._positions)
 
     def _report_lags(self, client: KafkaConsumer) -> None:
         for partition, position in self._positions.items():

@@ -152,6 +152,28 @@ class PortTaken(ChatError):
         )
 
 
+class WorkerFailed(ChatError):
+    """A worker process did not start; `cause` is its own error, or how it ended."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return self.cause
+
+
+class BrokerLost(ChatError):
+    """The process of the embedded broker is gone, and with it every message."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"The embedded broker {self.cause}; its messages are gone. Start the server again"
+
+
 class ConnectionFailed(ChatError):
     """A client could not connect to any of its servers."""
 

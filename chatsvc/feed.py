@@ -1,4 +1,4 @@
-"""Feed: the recent batches of a room, which its connections read by position.
+"""Feed: the recent batches of some rooms, which their connections read by position.
 
 A connection's outbox is the part of the feed behind its position. All connections share the
 batches, so a thousand that are behind by the same messages hold them once, and a fan-out costs
@@ -74,9 +74,12 @@ class Feed(Generic[R]):
             or self._end.size - self._start.size > self._max_bytes
         )
 
-    def read(self, position: Position, max_messages: int) -> tuple[list[Batch], Position]:
-        """The batches that follow `position`, as many as begin within `max_messages`, and the
-        position behind them. Raises Overflow if the feed no longer reaches back so far."""
+    def read(
+        self, position: Position, max_messages: int, max_bytes: int
+    ) -> tuple[list[Batch], Position]:
+        """The batches that follow `position`, as many as begin within `max_messages` and end within
+        `max_bytes`, at least one if there is one, and the position behind them. Raises Overflow if
+        the feed no longer reaches back so far."""
         taken: list[Batch] = []
         with self._lock:
             following = self._end.batches - position.batches
@@ -84,10 +87,12 @@ class Feed(Generic[R]):
                 raise Overflow
             # From the right, where most readers are: a deque is quick near its ends.
             for index in range(-following, 0):
-                if max_messages <= 0:
+                batch = self._batches[index]
+                max_bytes -= batch.size
+                if taken and (max_messages <= 0 or max_bytes < 0):
                     break
-                taken.append(self._batches[index])
-                max_messages -= len(taken[-1].messages)
+                taken.append(batch)
+                max_messages -= len(batch.messages)
         for batch in taken:
             position = _after(position, batch)
         return taken, position
@@ -95,12 +100,10 @@ class Feed(Generic[R]):
     def join(self, batches: list[Batch], end: Position) -> bytes:
         """Batches that `read` gave, up to `end`, as one Delivery, which all readers that ask for
         the same share."""
-        if len(batches) == 1:
-            return batches[0].delivery
         key = (end.batches - len(batches), end.batches)
         joined = self._joined.get(key)
         if joined is None:
-            joined = frames.join(batch.delivery for batch in batches)
+            joined = frames.join(batches)
             with self._lock:
                 while len(self._joined) >= KEPT_JOINS:
                     del self._joined[next(iter(self._joined))]

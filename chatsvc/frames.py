@@ -5,6 +5,7 @@ bytes objects; nothing is encoded or copied a connection.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,46 +13,67 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from chatsvc.errors import ChatError, InvalidRequest, MessageTooLarge
 from chatsvc.model import Acked, ChatMessage
 from chatsvc.pb import chat_pb2
+from chatsvc.varint import encode_varint
 
 CLOSE = chat_pb2.Close().SerializeToString()
 """The answer to BroadcastMessage."""
 
 
 _MESSAGES_TAG = bytes((chat_pb2.Delivery.MESSAGES_FIELD_NUMBER << 3 | 2,))
+_CURSOR_TAG = bytes((chat_pb2.Delivery.CURSOR_FIELD_NUMBER << 3 | 2,))
 
 
 class Batch(NamedTuple):
-    """Encoded messages of one room in order, each by itself and all as a Delivery. `size` is the
-    Delivery's bytes, `fanned_out_at` the monotonic time at which this server handed them to its
-    streams."""
+    """Encoded messages in order, each by itself and all as a Delivery.
+
+    `cursor` is a Delivery too, which has nothing but where to go on after them; several batches
+    need it once. `size` is the delivery's bytes, `fanned_out_at` the monotonic time at which this
+    server handed them to its streams.
+    """
 
     messages: tuple[bytes, ...]
     delivery: bytes
+    cursor: bytes
     size: int
     fanned_out_at: float
 
 
 def encode(message: ChatMessage, appended_ms: int) -> bytes:
     """A wire Message whose timestamp is the time of the record, in milliseconds of Unix time."""
-    seconds, milliseconds = divmod(appended_ms, 1_000)
-    return chat_pb2.Message(
+    encoded: bytes = chat_pb2.Message(
         id=message.user,
         content=message.content,
-        timestamp=Timestamp(seconds=seconds, nanos=milliseconds * 1_000_000),
         room=message.room,
         message_id=message.message_id,
     ).SerializeToString()
+    return encoded + _timestamp(appended_ms)
 
 
-def batch(messages: Sequence[bytes], fanned_out_at: float) -> Batch:
-    """A batch of encoded messages."""
+@lru_cache(16)
+def _timestamp(appended_ms: int) -> bytes:
+    """A Message with a timestamp alone, to be joined to one without. Under load many messages have
+    the same one."""
+    seconds, milliseconds = divmod(appended_ms, 1_000)
+    timestamp = Timestamp(seconds=seconds, nanos=milliseconds * 1_000_000)
+    encoded: bytes = chat_pb2.Message(timestamp=timestamp).SerializeToString()
+    return encoded
+
+
+def batch(messages: Sequence[bytes], fanned_out_at: float, cursor: bytes = b"") -> Batch:
+    """A batch of encoded messages and the Delivery that `cursor` made for them."""
     delivery = b"".join(part for message in messages for part in _entry(message))
-    return Batch(tuple(messages), delivery, len(delivery), fanned_out_at)
+    return Batch(tuple(messages), delivery, cursor, len(delivery), fanned_out_at)
 
 
-def join(deliveries: Iterable[bytes]) -> bytes:
-    """Deliveries as one: in protobuf, what is repeated goes on and the last of the rest wins."""
-    return b"".join(deliveries)
+def cursor(encoded: bytes) -> bytes:
+    """A Delivery that has nothing but a cursor."""
+    return _CURSOR_TAG + encode_varint(len(encoded)) + encoded
+
+
+def join(batches: Sequence[Batch]) -> bytes:
+    """Batches as one Delivery, with the cursor of the last: in protobuf, what is repeated goes on
+    and the last of the rest wins."""
+    return b"".join([*(each.delivery for each in batches), batches[-1].cursor])
 
 
 def result(outcomes: Iterable[tuple[str, Acked | ChatError]]) -> bytes:
@@ -71,15 +93,4 @@ def _outcome(message_id: str, outcome: Acked | ChatError) -> chat_pb2.Outcome:
 
 def _entry(message: bytes) -> tuple[bytes, bytes, bytes]:
     """A message as an element of Delivery.messages: its tag, its length and itself."""
-    return _MESSAGES_TAG, _varint(len(message)), message
-
-
-def _varint(number: int) -> bytes:
-    if number < 0x80:
-        return bytes((number,))
-    digits = bytearray()
-    while number >= 0x80:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
+    return _MESSAGES_TAG, encode_varint(len(message)), message

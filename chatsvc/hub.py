@@ -1,18 +1,27 @@
-"""Hub: who is connected to this server, and the fan-out to them."""
+"""Hub: who is connected to this server, to which rooms, and the fan-out to them.
+
+Connections to the same rooms share a feed. A connection to several rooms is not one to several
+feeds, so it has one position, one order and one cursor whatever rooms it is in.
+"""
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from chatsvc.connection import Connection, Stream
 from chatsvc.errors import CloseReason, ServerFull, ServerStopping
 from chatsvc.feed import Feed
-from chatsvc.frames import Batch
+from chatsvc.frames import Batch, batch
+from chatsvc.model import LOBBY
+from chatsvc.seats import Seats
 from chatsvc.senders import Drainable, SenderPool
+
+Rooms = frozenset[str]
+THE_LOBBY: Rooms = frozenset((LOBBY,))
 
 
 class Hub:
-    """The connections of this server and their feed.
+    """The connections of this server and their feeds.
 
     Thread-safe. `on_change` is called with a user's name and its new number of connections, in
     the order of the changes and under the hub's lock: it may do no more than take a note.
@@ -24,7 +33,7 @@ class Hub:
         self,
         senders: SenderPool,
         *,
-        max_connections: int,
+        seats: Seats,
         outbox_messages: int,
         outbox_bytes: int,
         send_timeout: float,
@@ -32,36 +41,52 @@ class Hub:
         on_leave: Callable[[CloseReason, int], None] = lambda reason, undelivered: None,
     ) -> None:
         self._senders = senders
-        self._max_connections = max_connections
+        self._seats = seats
         self._send_timeout = send_timeout
         self._on_change = on_change
         self._on_leave = on_leave
-        self._feed: Feed[Connection] = Feed(outbox_messages, outbox_bytes)
-        # Guards all that follows; held for set and counter operations only.
+        self._outbox_messages = outbox_messages
+        self._outbox_bytes = outbox_bytes
+        # Guards all that follows; held for set and list operations, to make a batch of bytes, and
+        # to take a seat, in memory that workers share.
         self._lock = threading.Lock()
         self._connections: set[Connection] = set()
+        self._feeds: dict[Rooms, _SharedFeed] = {}
+        # Of each room the feeds that it goes to. The tuples are replaced, never changed.
+        self._feeds_of: dict[str, tuple[_SharedFeed, ...]] = {}
+        # A Delivery with the cursor behind all that was broadcast.
+        self._cursor = b""
         self._users: Counter[str] = Counter()
         self._closing = False
         # Connections that were sent their end and whose streams are not over yet. Appended and
         # popped without a lock: a deque's own operations are atomic.
         self._ending: deque[Connection] = deque()
 
-    def add(self, user: str, stream: Stream, *, batched: bool = False) -> Connection:
-        """A new connection, which receives all that is broadcast from now on, once `activate`
-        is called: a Delivery a frame with `batched`, else a Message. Raises ServerFull or
-        ServerStopping."""
+    def add(
+        self,
+        user: str,
+        stream: Stream,
+        *,
+        rooms: Rooms = THE_LOBBY,
+        batched: bool = False,
+    ) -> Connection:
+        """A new connection, which receives all that is broadcast to `rooms` from now on, once
+        `activate` is called: a Delivery a frame with `batched`, else a Message. The first Delivery
+        is a cursor. Raises ServerFull or ServerStopping."""
         with self._lock:
             if self._closing:
                 raise ServerStopping
-            if len(self._connections) >= self._max_connections:
-                raise ServerFull(self._max_connections)
+            if not self._seats.take():
+                raise ServerFull(self._seats.limit)
             connection = Connection(
                 user,
-                self._feed,
+                self._join(rooms).feed,
                 stream,
                 self._send_timeout,
                 on_end=self._watch_end,
+                rooms=rooms,
                 batched=batched,
+                greeting=self._cursor if batched else b"",
             )
             self._connections.add(connection)
             self._users[user] += 1
@@ -79,11 +104,13 @@ class Hub:
             if connection not in self._connections:
                 return False
             self._connections.remove(connection)
+            self._part(connection.rooms)
             user = connection.user
             self._users[user] -= 1
             self._on_change(user, self._users[user])
             if not self._users[user]:
                 del self._users[user]
+        self._seats.give()
         self._senders.wake_watchdog()
         assert connection.close_reason is not None  # leave() sets it
         self._on_leave(connection.close_reason, connection.backlog)
@@ -93,14 +120,60 @@ class Hub:
         self._ending.append(connection)
         self._senders.wake_watchdog()
 
-    def broadcast(self, batch: Batch) -> None:
-        """Puts a batch into every connection's outbox and returns.
+    def _join(self, rooms: Rooms) -> "_SharedFeed":
+        """The feed of exactly these rooms, with one more member."""
+        shared = self._feeds.get(rooms)
+        if shared is None:
+            shared = _SharedFeed(rooms, Feed(self._outbox_messages, self._outbox_bytes))
+            self._feeds[rooms] = shared
+            for room in rooms:
+                self._feeds_of[room] = (*self._feeds_of.get(room, ()), shared)
+        shared.members += 1
+        return shared
+
+    def _part(self, rooms: Rooms) -> None:
+        """One member less; a feed without any is forgotten."""
+        shared = self._feeds[rooms]
+        shared.members -= 1
+        if shared.members:
+            return
+        del self._feeds[rooms]
+        for room in rooms:
+            left = tuple(each for each in self._feeds_of[room] if each is not shared)
+            if left:
+                self._feeds_of[room] = left
+            else:
+                del self._feeds_of[room]
+
+    def has_room(self, room: str) -> bool:
+        """Whether anybody here is in a room now."""
+        return room in self._feeds_of
+
+    def broadcast(
+        self, rooms: Mapping[str, Sequence[bytes]], cursor: bytes, fanned_out_at: float
+    ) -> None:
+        """Puts the encoded messages of some rooms into the outboxes of who is there and returns.
+        `cursor` is a Delivery that says where to go on after them; it also moves those on who are
+        in none of these rooms. Called by one thread.
 
         Waits only while the server's own senders are so far behind that a client which keeps up
         would overflow: Kafka holds the rest meanwhile.
         """
-        self._senders.wait_while_behind(_nearly_overflows, len(batch.messages), self._send_timeout)
-        self._senders.ready(self._feed.append(batch))
+        messages = sum(map(len, rooms.values()))
+        if messages:
+            self._senders.wait_while_behind(_nearly_overflows, messages, self._send_timeout)
+        woken: set[Connection] = set()
+        with self._lock:
+            batches: dict[Rooms, Batch] = {}
+            for shared in {each for room in rooms for each in self._feeds_of.get(room, ())}:
+                # Feeds for which the same rooms bring something share the batch.
+                heard = shared.rooms.intersection(rooms)
+                if heard not in batches:
+                    joined = [each for room in rooms if room in heard for each in rooms[room]]
+                    batches[heard] = batch(joined, fanned_out_at, cursor)
+                woken |= shared.feed.append(batches[heard])
+            self._cursor = cursor
+        self._senders.ready(woken)
 
     def check(self, now: float) -> bool:
         """The watchdog's check: cuts off ended connections whose clients do not take the end."""
@@ -131,6 +204,17 @@ class Hub:
 
     def __len__(self) -> int:
         return len(self._connections)
+
+
+class _SharedFeed:
+    """A feed, its rooms, and how many connections have it."""
+
+    __slots__ = ("feed", "members", "rooms")
+
+    def __init__(self, rooms: Rooms, feed: Feed[Connection]) -> None:
+        self.rooms = rooms
+        self.feed = feed
+        self.members = 0
 
 
 def _nearly_overflows(item: Drainable) -> bool:

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+LOBBY = ""
+"""The room that everybody is in who names none; the only one that the seed has."""
+
 
 class ChatMessage(NamedTuple):
     """One chat message.

@@ -1,12 +1,18 @@
-"""Producer: writes records to Kafka and tells when all in-sync replicas have them."""
+"""Producer: writes records to Kafka and tells when all in-sync replicas have them.
+
+Records go to librdkafka in rounds: a lone one at once, and while a round is under way all others
+wait together for the next. Rounds grow with the load by themselves, and few requests are under way
+at a broker: with five of them, the most for an idempotent producer, and more records due,
+librdkafka's thread for that broker spins until the next answer.
+"""
 
 import heapq
 import itertools
 import logging
 import threading
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message
@@ -38,19 +44,51 @@ _NEVER_WRITTEN = frozenset(
 )
 
 
+MAX_RECORDS = 20_000
+MAX_BYTES = 32 * 1024 * 1024
+"""How much may wait for Kafka; more is refused."""
+MAX_RECORD_BYTES = 1_000_000
+"""How large a record may be; brokers take 1 MiB, with what the protocol adds."""
+ROUND_SECONDS = 0.02
+"""A round that takes longer, because a broker is away or slow, is not waited for by the next."""
+
+
+class _Round:
+    """Records that were handed to librdkafka together. `handed_over` once they are there, `left`
+    how many have no outcome yet."""
+
+    __slots__ = ("began", "handed_over", "left")
+
+    def __init__(self, records: int) -> None:
+        self.began = time.monotonic()
+        self.handed_over = False
+        self.left = records
+
+
 class _Pending:
     """A record on its way, and who waits for it."""
 
-    __slots__ = ("done", "produced_at")
+    __slots__ = ("_producer", "done", "key", "produced_at", "round", "topic", "value")
 
-    def __init__(self, done: Done) -> None:
+    def __init__(
+        self, producer: "Producer", topic: str, key: bytes, value: bytes, done: Done
+    ) -> None:
+        self._producer = producer
+        self.topic = topic
+        self.key = key
+        self.value = value
         self.done: Done | None = done
+        self.round: _Round | None = None
         self.produced_at = time.monotonic()
 
     def take(self) -> Done | None:
         """Who waits; None from the second call on. Only the producer's thread calls it."""
         done, self.done = self.done, None
         return done
+
+    def delivered(self, error: KafkaError | None, message: Message | None) -> None:
+        """librdkafka's callback."""
+        self._producer.settle(self, error, message)
 
 
 class Producer:
@@ -79,8 +117,15 @@ class Producer:
         self._client: KafkaProducer | None = None
         self._fatal = False
         self._closing = threading.Event()
-        # Guards the deadlines that are shorter than librdkafka's own.
+        # Guards the records that wait for the next round, the newest round, how much is on its way
+        # in all, and the deadlines that are shorter than librdkafka's own.
         self._lock = threading.Lock()
+        self._waiting: list[_Pending] = []
+        self._round: _Round | None = None
+        self._records = 0
+        self._bytes = 0
+        # What librdkafka did not take; the producer's thread tells it.
+        self._refused: deque[tuple[_Pending, KafkaError]] = deque()
         self._deadlines: list[tuple[float, int, _Pending]] = []
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="producer", daemon=True)
@@ -96,24 +141,70 @@ class Producer:
         """Queues a record. `done` is called with where it is, once all in-sync replicas have it,
         or with the error, after `timeout` seconds at the latest.
 
-        Does not block. Raises ServerBusy when the queue is full, ServerStopping after `close`,
-        MessageTooLarge, or PublishFailed; then `done` is not called.
+        Does not block. Raises ServerBusy when too much is on its way, ServerStopping after `close`,
+        or MessageTooLarge; then `done` is not called.
         """
-        client = self._client
-        if client is None or self._closing.is_set():
-            raise ServerStopping
-        pending = _Pending(done)
-        try:
-            client.produce(topic, value, key, on_delivery=partial(self._delivered, pending))
-        except BufferError as error:
+        size = len(key) + len(value)
+        if size > MAX_RECORD_BYTES:
+            self._count_error("MSG_SIZE_TOO_LARGE")
+            raise MessageTooLarge
+        pending = _Pending(self, topic, key, value, done)
+        with self._lock:
+            client = self._client
+            if client is None or self._closing.is_set():
+                raise ServerStopping
+            full = self._records >= MAX_RECORDS or self._bytes + size > MAX_BYTES
+            if not full:
+                self._records += 1
+                self._bytes += size
+                self._waiting.append(pending)
+                if timeout is not None and timeout < self._publish_timeout:
+                    entry = (pending.produced_at + timeout, next(self._numbers), pending)
+                    heapq.heappush(self._deadlines, entry)
+            batch = self._next_round()
+        if full:
             self._count_error("_QUEUE_FULL")
-            raise ServerBusy from error
+            raise ServerBusy
+        self._hand_over(client, batch)
+
+    def _next_round(self) -> list[_Pending]:
+        """What waits, as a new round, if it is time for one. Called under the lock."""
+        last = self._round
+        if last is not None and not (
+            last.handed_over and time.monotonic() - last.began > ROUND_SECONDS
+        ):
+            return []
+        batch, self._waiting = self._waiting, []
+        self._round = _Round(len(batch)) if batch else None
+        for pending in batch:
+            pending.round = self._round
+        return batch
+
+    def _hand_over(self, client: KafkaProducer, batch: list[_Pending]) -> None:
+        """Gives a round to librdkafka. What it does not take has its outcome at once."""
+        if not batch:
+            return
+        by_topic = defaultdict(list)
+        for pending in batch:
+            by_topic[pending.topic].append(pending)
+        for topic, records in by_topic.items():
+            self._produce(client, topic, records)
+        round_ = batch[0].round
+        assert round_ is not None  # _next_round() has set it
+        round_.handed_over = True
+
+    def _produce(self, client: KafkaProducer, topic: str, records: list[_Pending]) -> None:
+        messages: list[dict[str, Any]] = [
+            {"value": each.value, "key": each.key, "callback": each.delivered} for each in records
+        ]
+        try:
+            client.produce_batch(topic, messages)
         except KafkaException as error:
-            raise self._failure(error.args[0]) from error
-        if timeout is not None and timeout < self._publish_timeout:
-            entry = (pending.produced_at + timeout, next(self._numbers), pending)
-            with self._lock:
-                heapq.heappush(self._deadlines, entry)
+            self._refused.extend((each, error.args[0]) for each in records)
+            return
+        for pending, message in zip(records, messages, strict=True):
+            if "_error" in message:  # librdkafka notes there what it did not take
+                self._refused.append((pending, message["_error"]))
 
     def count_partitions(self, topic: str, timeout: float) -> int:
         """Asks Kafka how many partitions a topic has; 0 if that cannot be told within `timeout`
@@ -130,27 +221,40 @@ class Producer:
 
     def __len__(self) -> int:
         """Records on their way."""
-        return 0 if self._client is None else len(self._client)
+        return self._records
 
     def give_up(self) -> None:
         """Refuses all records on their way; their callbacks run soon, in the producer's thread."""
+        self._refuse_waiting()
         client = self._client
         if client is not None:
             client.purge()
+
+    def _refuse_waiting(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        error = KafkaError(KafkaError._PURGE_QUEUE)
+        self._refused.extend((pending, error) for pending in waiting)
 
     def close(self, timeout: float) -> int:
         """Waits at most `timeout` seconds for what is on its way, refuses the rest, and ends the
         thread. Returns how many were refused. Idempotent; also before `start`."""
         if self._client is None:
             return 0
-        self._closing.set()
+        with self._lock:
+            self._closing.set()
         if self._thread.ident is not None:
             self._thread.join()
         client, self._client = self._client, None
+        with self._lock:
+            self._round = None
+            batch = self._next_round()
+        self._hand_over(client, batch)
         left = client.flush(timeout)
         if left:
             client.purge()
             client.flush(1)
+        self._settle_refused()
         return left
 
     def _run(self) -> None:
@@ -159,7 +263,11 @@ class Producer:
             assert client is not None  # close() joins this thread before it lets go of the client
             try:
                 # Below 200 ms the wait is one call of librdkafka; longer ones are sliced.
-                client.poll(0.1)
+                client.poll(ROUND_SECONDS if self._waiting else 0.1)
+                self._settle_refused()
+                with self._lock:
+                    batch = self._next_round()
+                self._hand_over(client, batch)
                 self._refuse_overdue(time.monotonic())
             except Exception:
                 # A bug in one callback must not take the answers of all others.
@@ -167,9 +275,23 @@ class Producer:
             if self._fatal:
                 self._replace_client(client)
 
-    def _delivered(self, pending: _Pending, error: KafkaError | None, message: Message) -> None:
+    def _settle_refused(self) -> None:
+        while self._refused:
+            pending, error = self._refused.popleft()
+            self.settle(pending, error, None)
+
+    def settle(self, pending: _Pending, error: KafkaError | None, message: Message | None) -> None:
+        """What became of a record. Called once for each, in the producer's thread."""
+        with self._lock:
+            self._records -= 1
+            self._bytes -= len(pending.key) + len(pending.value)
+            if pending.round is not None:
+                pending.round.left -= 1
+                if not pending.round.left and self._round is pending.round:
+                    self._round = None
         done = pending.take()
-        if error is not None:
+        if error is not None or message is None:
+            assert error is not None  # librdkafka gives one of the two
             failure = self._failure(error)
             if done is not None:
                 done(failure)
@@ -212,7 +334,8 @@ class Producer:
         _log.error("Kafka producer failed for good and is replaced")
         self._count_error("fatal")
         self._fatal = False
-        self._client = KafkaProducer(self._settings)
+        with self._lock:
+            self._client = KafkaProducer(self._settings)
         broken.purge()
         broken.flush(1)
 
@@ -224,14 +347,15 @@ def _settings(publish_timeout: float) -> dict[str, Any]:
         "acks": "all",
         "delivery.timeout.ms": milliseconds,
         "request.timeout.ms": 5_000,
-        # Below 5 ms librdkafka's broker threads burn a core each under steady traffic.
-        "linger.ms": 5,
+        # As long as a round may take to be handed over, so that it is one request a partition.
+        "linger.ms": 1,
         "compression.type": "lz4",
         # Java's hash, so that any Kafka tool puts a key into the same partition.
         "partitioner": "murmur2_random",
-        "queue.buffering.max.messages": 20_000,
-        "queue.buffering.max.kbytes": 32 * 1024,
-        "message.max.bytes": 1_000_000,
+        # Never reached: MAX_RECORDS and MAX_BYTES are.
+        "queue.buffering.max.messages": 2 * MAX_RECORDS,
+        "queue.buffering.max.kbytes": 2 * MAX_BYTES // 1024,
+        "message.max.bytes": MAX_RECORD_BYTES + 1_024,
         "allow.auto.create.topics": False,
         "topic.metadata.refresh.interval.ms": 10_000,
     }

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from chatsvc import frames
@@ -18,6 +18,8 @@ BUSY_SECONDS = 0.05
 """How long to wait, at most, before a full producer is asked again."""
 
 Done = Callable[[Acked | ChatError], None]
+Send = Callable[[Done], None]
+"""Sends one message; it is given whom to tell. What it raises is the outcome."""
 
 
 class ResultStream(Protocol):
@@ -39,55 +41,69 @@ class ResultStream(Protocol):
 class _Slot:
     """A message in the order sent, and its outcome once there is one."""
 
-    __slots__ = ("message_id", "outcome")
+    __slots__ = ("_stream", "message_id", "outcome")
 
-    def __init__(self, message_id: str) -> None:
+    def __init__(self, stream: "PublishStream", message_id: str) -> None:
+        self._stream = stream
         self.message_id = message_id
         self.outcome: Acked | ChatError | None = None
+
+    def settle(self, outcome: Acked | ChatError) -> None:
+        self.outcome = outcome
+        self._stream.note_settled()
 
 
 class PublishStream:
     """Publishes messages as they are read, and has their outcomes sent in order by a pool.
 
     `publish` and `end` are called by the one thread that reads the stream; all else from any.
+    `count_acked` gets how many messages a result tells to be committed.
     """
 
-    def __init__(self, results: ResultStream, pool: SenderPool, send_timeout: float) -> None:
+    def __init__(
+        self,
+        results: ResultStream,
+        pool: SenderPool,
+        send_timeout: float,
+        count_acked: Callable[[int], None] = lambda messages: None,
+    ) -> None:
         self._results = results
         self._pool = pool
         self._send_timeout = send_timeout
+        self._count_acked = count_acked
+        # Appended by the reading thread and popped by the draining one, without a lock.
+        self._slots: deque[_Slot] = deque()
         # Guards all that follows; notified when outcomes have been sent and when it is over.
         self._changed = threading.Condition()
-        self._slots: deque[_Slot] = deque()
         self._draining = False
         self._ended = False
         self._refusal: ChatError | None = None
         self._left = False
 
-    def publish(self, message_id: str, send: Callable[[Done], None]) -> bool:
-        """Takes the next message, for which `send` is called with whom to tell; what it raises is
-        the outcome. Blocks while UNDER_WAY messages wait, and while the producer is full. Returns
-        False once the stream is over."""
-        slot = _Slot(message_id)
+    def publish(self, messages: Sequence[tuple[str, Send]]) -> bool:
+        """Takes the next messages, by their ids. Blocks while UNDER_WAY messages wait for their
+        outcomes, and while the producer is full. Returns False once the stream is over."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._slots) < UNDER_WAY or self._over())
-            if self._over():
-                return False
-            self._slots.append(slot)
+        return all(self._publish_one(message_id, send) for message_id, send in messages)
 
-        def done(outcome: Acked | ChatError) -> None:
-            self._settle(slot, outcome)
-
+    def _publish_one(self, message_id: str, send: Send) -> bool:
+        if self._over():
+            return False
+        slot = _Slot(self, message_id)
+        self._slots.append(slot)
         while True:
             try:
-                send(done)
+                send(slot.settle)
                 return True
-            except ServerBusy:
+            except ServerBusy as error:
                 with self._changed:
-                    if self._changed.wait_for(self._over, BUSY_SECONDS):
-                        return False
+                    over = self._changed.wait_for(self._over, BUSY_SECONDS)
+                if over:
+                    slot.settle(error)
+                    return False
             except ChatError as error:
-                done(error)
+                slot.settle(error)
                 return True
 
     def end(self) -> None:
@@ -113,12 +129,17 @@ class PublishStream:
     def _over(self) -> bool:
         return self._left or self._refusal is not None
 
-    def _settle(self, slot: _Slot, outcome: Acked | ChatError) -> None:
-        with self._changed:
-            slot.outcome = outcome
-            is_next = bool(self._slots) and self._slots[0].outcome is not None
-        if is_next:
+    def note_settled(self) -> None:
+        """A message has its outcome. Does not block; called once a message."""
+        # Mostly a drain is under way already; it looks once more after it has cleared the flag.
+        if not self._draining and self._next_is_settled():
             self._wake()
+
+    def _next_is_settled(self) -> bool:
+        try:
+            return self._slots[0].outcome is not None
+        except IndexError:
+            return False
 
     def _wake(self) -> None:
         with self._changed:
@@ -132,30 +153,37 @@ class PublishStream:
         while settled := self._settled():
             pulse.beat()
             self._results.send(frames.result(settled))
-        return False
-
-    def _settled(self) -> list[tuple[str, Acked | ChatError]]:
-        """The next outcomes; if there are none, the drain is over, and perhaps the stream."""
-        settled: list[tuple[str, Acked | ChatError]] = []
+            self._count_acked(sum(type(outcome) is Acked for _, outcome in settled))
         with self._changed:
-            while self._slots and len(settled) < RESULT_OUTCOMES:
-                outcome = self._slots[0].outcome
-                if outcome is None or self._left:
-                    break
-                settled.append((self._slots.popleft().message_id, outcome))
-            if settled:
-                self._changed.notify_all()
-                return settled
             self._draining = False
-            finished = not self._slots and not self._left
+            finished = self._is_finished()
             refusal = self._refusal if finished else None
-            finished = finished and self._ended and refusal is None
-            self._left = self._left or finished or refusal is not None
+            self._left = self._left or finished
         if refusal is not None:
             self._results.refuse(refusal)
         elif finished:
             self._results.finish()
-        return []
+        elif self._next_is_settled():
+            self._wake()
+        return False
+
+    def _is_finished(self) -> bool:
+        over = self._ended or self._refusal is not None
+        return over and not self._slots and not self._left
+
+    def _settled(self) -> list[tuple[str, Acked | ChatError]]:
+        """The next outcomes that are known; none once the stream is over."""
+        settled: list[tuple[str, Acked | ChatError]] = []
+        slots = self._slots
+        while slots and len(settled) < RESULT_OUTCOMES and not self._left:
+            outcome = slots[0].outcome
+            if outcome is None:
+                break
+            settled.append((slots.popleft().message_id, outcome))
+        if settled:
+            with self._changed:
+                self._changed.notify_all()
+        return settled
 
     def check_send(self, seconds: float, now: float) -> None:
         """A client that does not take its outcomes is cut off."""

@@ -2,12 +2,14 @@
 
 import re
 import unicodedata
+from collections.abc import Collection
 
 from chatsvc.errors import InvalidRequest
 
 MAX_NAME_BYTES = 64
 MAX_CONTENT_CHARACTERS = 4096
 MAX_MESSAGE_ID_BYTES = 64
+MAX_ROOMS = 64
 
 # Control, formatting (bidirectional and invisible), surrogate and line characters: with them a
 # name could pass for another, or break a line of a log.
@@ -20,6 +22,8 @@ _FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 def check_name(field: str, name: str) -> None:
     """Raises InvalidRequest unless `name` is 1 to 64 bytes of UTF-8 that show as themselves."""
+    if name.isascii() and name.isprintable() and 0 < len(name) <= MAX_NAME_BYTES and name[0] != " ":
+        return  # nearly all
     if not name or name.isspace():
         raise InvalidRequest(field, "must not be empty")
     if _size(field, name) > MAX_NAME_BYTES:
@@ -46,22 +50,30 @@ def check_content(field: str, content: str) -> None:
         raise InvalidRequest(field, "must not be empty")
     if len(content) > MAX_CONTENT_CHARACTERS:
         raise InvalidRequest(field, f"must be at most {MAX_CONTENT_CHARACTERS} characters")
-    _size(field, content)
+    if not content.isascii():
+        _size(field, content)
 
 
 def check_message_id(field: str, message_id: str) -> None:
     """Raises InvalidRequest if `message_id` has more than 64 bytes or control characters."""
     if _size(field, message_id) > MAX_MESSAGE_ID_BYTES:
         raise InvalidRequest(field, f"must be at most {MAX_MESSAGE_ID_BYTES} bytes")
-    for character in message_id:
-        if not character.isprintable():
-            raise InvalidRequest(field, "must not have control characters")
+    if not message_id.isprintable():
+        raise InvalidRequest(field, "must not have control characters")
 
 
 def check_room(field: str, room: str) -> None:
-    """Raises InvalidRequest unless `room` is empty: only the lobby is served yet."""
+    """Raises InvalidRequest unless `room` is empty, for the lobby, or a name as those of users."""
     if room:
-        raise InvalidRequest(field, "rooms are not served yet; leave it empty for the lobby")
+        check_name(field, room)
+
+
+def check_rooms(field: str, rooms: Collection[str]) -> None:
+    """Raises InvalidRequest unless there are at most 64 rooms and each has a good name."""
+    if len(rooms) > MAX_ROOMS:
+        raise InvalidRequest(field, f"must be at most {MAX_ROOMS}")
+    for room in rooms:
+        check_room(field, room)
 
 
 def is_address(text: str) -> bool:

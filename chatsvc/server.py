@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 
 import grpc
@@ -14,17 +13,20 @@ from prometheus_client.metrics_core import Metric
 
 from chatsvc import metrics as metric
 from chatsvc.config import Config
-from chatsvc.consumer import OnRecords, PartitionWatch, TopicConsumer
+from chatsvc.consumer import OnPositions, OnRecords, PartitionWatch, TopicConsumer
+from chatsvc.cursor import CursorFormat
 from chatsvc.embedded import EMBEDDED_FETCH_WAIT_MS, EmbeddedBroker
 from chatsvc.errors import CloseReason, PortTaken, TopicFailed
 from chatsvc.fanout import Fanout
 from chatsvc.hub import Hub
+from chatsvc.listening import Listening
 from chatsvc.memory import MemoryTrim
 from chatsvc.metrics import Metrics, MetricsPort
 from chatsvc.presence import Presence
 from chatsvc.producer import Producer
 from chatsvc.registrar import BEATS_PER_LISTING, Registrar
 from chatsvc.requests import RequestWatch
+from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.servicer import Servicer
 from chatsvc.topics import Topics
@@ -40,25 +42,26 @@ SLOW_SENDERS = 2
 MAX_MESSAGE_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True)
-class Listening:
-    """Where a started server is, and what its operator should know."""
-
-    port: int
-    metrics_url: str
-    brokers: tuple[str, ...]
-    embedded: bool
-    warnings: tuple[str, ...]
-
-
 class Server:
     """A chat server in this process.
 
     `start` and `stop` are called once each, from one thread; `stop` also after a failed start.
     """
 
-    def __init__(self, config: Config, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        registry: CollectorRegistry | None = None,
+        *,
+        seats: Seats | None = None,
+        embedded: tuple[str, ...] = (),
+    ) -> None:
+        """`seats` are what its streams take, by default `max_connections` of its own. `embedded`
+        is the embedded broker of another process, which has the topics: without Kafka it is used
+        instead of one in this process."""
         self._config = config
+        self._seats = seats or Seats(config.max_connections)
+        self._embedded = embedded
         self.metrics = Metrics(registry or CollectorRegistry())
         self.presence = Presence(config.server_id, config.server_timeout)
         self._running = ExitStack()
@@ -82,28 +85,35 @@ class Server:
         port = MetricsPort(self.metrics.registry, config.metrics_host, config.metrics_port)
         metrics_url = port.start()
         self._running.callback(port.close)
-        brokers, warnings = self._reach_kafka()
+        brokers, identity, warnings = self._reach_kafka()
         producer = self._start_producer(brokers)
         self._build(producer)
         self._start_threads()
-        self._start_reading(brokers, producer)
+        self._start_reading(brokers, producer, CursorFormat(identity))
         listening_port = self._listen(producer)
         return Listening(listening_port, metrics_url, brokers, not config.brokers, warnings)
 
-    def _reach_kafka(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _reach_kafka(self) -> tuple[tuple[str, ...], bytes, tuple[str, ...]]:
+        """The brokers, the chat topic's identity, and warnings."""
         config = self._config
         topics = default_partitions(config)
         if not config.brokers:
-            broker = EmbeddedBroker()
-            self._running.callback(broker.close)
-            brokers = broker.start()
-            for topic in topics:
-                broker.make_topic(topic)
-            return brokers, ()
+            brokers = self._embedded or self._start_broker(topics)
+            admin = Topics(brokers, config.server_id, config.kafka_timeout)
+            return brokers, admin.identity(config.topic), ()
         admin = Topics(config.brokers, config.server_id, config.kafka_timeout)
         admin.reach()
         missing = admin.missing(topics)
-        return config.brokers, tuple(admin.create(missing)) if missing else ()
+        warnings = tuple(admin.create(missing)) if missing else ()
+        return config.brokers, admin.identity(config.topic), warnings
+
+    def _start_broker(self, topics: Iterable[str]) -> tuple[str, ...]:
+        broker = EmbeddedBroker()
+        self._running.callback(broker.close)
+        brokers = broker.start()
+        for topic in topics:
+            broker.make_topic(topic)
+        return brokers
 
     def _start_producer(self, brokers: tuple[str, ...]) -> Producer:
         config = self._config
@@ -133,7 +143,7 @@ class Server:
         )
         self._hub = Hub(
             self._senders,
-            max_connections=config.max_connections,
+            seats=self._seats,
             outbox_messages=config.outbox_messages,
             outbox_bytes=config.outbox_bytes,
             send_timeout=config.send_timeout,
@@ -166,10 +176,13 @@ class Server:
     def _close_pool(self, pool: SenderPool) -> None:
         pool.close(self._time_left(0.5))
 
-    def _start_reading(self, brokers: tuple[str, ...], producer: Producer) -> None:
+    def _start_reading(
+        self, brokers: tuple[str, ...], producer: Producer, cursors: CursorFormat
+    ) -> None:
         config = self._config
         fanout = Fanout(
             self._hub,
+            cursors,
             count_received=self.metrics.messages_received.inc,
             count_invalid=lambda reason: self.metrics.records_invalid.labels(
                 config.topic, reason
@@ -180,7 +193,9 @@ class Server:
         # Far enough back to find a listing of every server that is alive.
         listed = (BEATS_PER_LISTING + 3) * config.heartbeat_interval
         since_ms = max(0, now_ms - int(listed * 1_000))
-        chat = self._consumer(brokers, config.topic, fanout.on_records, None)
+        chat = self._consumer(
+            brokers, config.topic, fanout.on_records, None, on_positions=fanout.on_positions
+        )
         connections = self._consumer(
             brokers, config.connections_topic, self._registrar.on_records, since_ms
         )
@@ -203,6 +218,7 @@ class Server:
         topic: str,
         on_records: OnRecords,
         since_ms: int | None,
+        on_positions: OnPositions = lambda positions: None,
     ) -> TopicConsumer:
         metrics = self.metrics
         return TopicConsumer(
@@ -211,6 +227,7 @@ class Server:
             topic,
             on_records,
             since_ms=since_ms,
+            on_positions=on_positions,
             fetch_wait_ms=500 if self._config.brokers else EMBEDDED_FETCH_WAIT_MS,
             report_lag=lambda partition, lag: metrics.consumer_lag.labels(topic, partition).set(
                 lag
@@ -315,8 +332,9 @@ def channel_options(config: Config) -> list[tuple[str, int]]:
     Sources: keepalive.md of gRPC core and channel_arg_names.h.
     """
     return [
-        # A second server on the same port must fail, not take half of the connections.
-        ("grpc.so_reuseport", 0),
+        # A second server on the same port must fail, not take half of the connections. Workers are
+        # meant to share it; their supervisor keeps others out.
+        ("grpc.so_reuseport", int(config.workers > 1)),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         # Clients may ping as often as ours do, every 20 s, also without messages.

@@ -6,16 +6,18 @@ answer from another thread when Kafka has acked, and keep no thread a stream.
 """
 
 import logging
+import secrets
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Generic, Protocol
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatsvc import frames, metadata, rules
 from chatsvc.errors import (
@@ -28,7 +30,7 @@ from chatsvc.errors import (
     ServerFull,
     ServerStopping,
 )
-from chatsvc.hub import Hub
+from chatsvc.hub import THE_LOBBY, Hub, Rooms
 from chatsvc.metrics import Metrics
 from chatsvc.model import Acked, ChatMessage
 from chatsvc.pb import chat_pb2
@@ -301,15 +303,15 @@ class Servicer:
 
     def _create_stream(self, request: chat_pb2.Connect, call: _Call) -> None:
         with self._counted_refusals():
-            self._register(request.user.id, call, batched=False)
+            self._register(request.user.id, THE_LOBBY, call, batched=False)
 
     def _subscribe(self, request: chat_pb2.SubscribeRequest, call: _Call) -> None:
         with self._counted_refusals():
-            for room in request.rooms:
-                rules.check_room("rooms", room)
+            rules.check_rooms("rooms", request.rooms)
             if request.cursor:
                 raise InvalidRequest("cursor", "resuming is not served yet; leave it empty")
-            self._register(request.user.id, call, batched=True)
+            rooms = frozenset(request.rooms) or THE_LOBBY
+            self._register(request.user.id, rooms, call, batched=True)
 
     @contextmanager
     def _counted_refusals(self) -> Iterator[None]:
@@ -319,10 +321,10 @@ class Servicer:
             self._metrics.connections_failed.labels(_REFUSALS[type(error)]).inc()
             raise
 
-    def _register(self, user: str, call: _Call, *, batched: bool) -> None:
+    def _register(self, user: str, rooms: Rooms, call: _Call, *, batched: bool) -> None:
         """Makes the call a connection. Raises InvalidRequest, ServerFull or ServerStopping."""
         rules.check_name("user.id", user)
-        connection = self._hub.add(user, _Stream(call), batched=batched)
+        connection = self._hub.add(user, _Stream(call), rooms=rooms, batched=batched)
         # From here on the callback, which runs once when the call is over, cleans up.
         if not call.context.add_callback(partial(self._hub.remove, connection)):
             self._hub.remove(connection)
@@ -342,7 +344,8 @@ class Servicer:
         self._publish(key, value, reply.done, timeout)
 
     def _publish_all(self, requests: Iterator[Any], call: _Call) -> None:
-        stream = PublishStream(call, self._replies, self._send_timeout)
+        count_acked = self._metrics.messages_published.inc
+        stream = PublishStream(call, self._replies, self._send_timeout, count_acked)
         with self._lock:
             if self._stopping:
                 raise ServerStopping
@@ -359,9 +362,11 @@ class Servicer:
                 stream.stop(error)
                 return
             for message in messages:
-                message.message_id = message.message_id or uuid.uuid4().hex
-                if not stream.publish(message.message_id, partial(self._publish_one, message)):
-                    return
+                message.message_id = message.message_id or secrets.token_hex(16)
+            if not stream.publish(
+                [(message.message_id, partial(self._publish_one, message)) for message in messages]
+            ):
+                return
         stream.end()
 
     def _forget(self, stream: PublishStream) -> None:
@@ -370,12 +375,7 @@ class Servicer:
             self._publish_streams.discard(stream)
 
     def _publish_one(self, message: chat_pb2.Message, done: Done) -> None:
-        def counted(outcome: Acked | ChatError) -> None:
-            if isinstance(outcome, Acked):
-                self._metrics.messages_published.inc()
-            done(outcome)
-
-        self._publish(*encode_message(_checked(message)), counted)
+        self._publish(*encode_message(_checked(message)), done)
 
 
 _REFUSALS: dict[type[ChatError], str] = {
@@ -402,7 +402,7 @@ def _checked(request: chat_pb2.Message) -> ChatMessage:
         request.content,
         _sent_at(request),
         request.room,
-        request.message_id or uuid.uuid4().hex,
+        request.message_id or secrets.token_hex(16),
     )
 
 
@@ -410,6 +410,16 @@ def _sent_at(request: chat_pb2.Message) -> str:
     if not request.HasField("timestamp"):
         return datetime.now(UTC).isoformat(timespec="milliseconds")
     try:
-        return request.timestamp.ToJsonString()
+        seconds, nanos = request.timestamp.seconds, request.timestamp.nanos
+        if not 0 <= nanos < 1_000_000_000:
+            raise ValueError(nanos)
+        return f"{_second(seconds)}.{nanos:09}Z"
     except ValueError as error:
         raise InvalidRequest("timestamp", "is out of range") from error
+
+
+@lru_cache(16)
+def _second(seconds: int) -> str:
+    """Unix time as RFC 3339, to the second; senders' clocks mostly agree on it. Raises ValueError
+    outside of the years 1 to 9999."""
+    return Timestamp(seconds=seconds).ToJsonString()[:-1]

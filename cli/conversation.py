@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from chatsvc.client import ChatClient, Connected, Lost, Received
 from chatsvc.errors import ChatError, ClientClosed, SendFailed
+from chatsvc.model import LOBBY
 
 from .escaping import shown
 
@@ -188,17 +189,21 @@ class _Lines:
 
 
 class Conversation:
-    """A user in the chat. Used with `with`, and by the main thread only.
+    """A user in the chat, who sends to `room`. Used with `with`, and by the main thread only.
 
     `say` queues a line, `take` returns what has happened. A line counts as unconfirmed until it
     has come back, or, when the stream for its way back is lost, until Kafka has it.
     """
 
-    def __init__(self, client: ChatClient) -> None:
+    def __init__(self, client: ChatClient, room: str = LOBBY) -> None:
         self._client = client
+        self._room = room
         self._inbox = _Inbox()
         self._lines = _Lines(client.user)
         self._outgoing: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
+        # Guards how many lines the client has been given to post and has not told the outcome of.
+        self._lock = threading.Lock()
+        self._posted = 0
         self.has_joined = False
         """Whether a server has registered the stream once."""
         self.is_connected = False
@@ -333,21 +338,44 @@ class Conversation:
             self._inbox.put(_Ended(error))
 
     def _send(self) -> None:
-        """The thread that sends one line after the other, each until it is confirmed."""
+        """The thread that sends the lines, many at once, each until it is confirmed."""
         try:
             while line := self._outgoing.get():
-                self._inbox.put(self._deliver(*line))
+                if self._outgoing.empty() and not self._posted:
+                    self._send_alone(*line)
+                else:
+                    self._post(*line)
         except ChatError:  # closed, or refused for good, which the other thread reports
             return
         except Exception as error:
             self._inbox.put(_Ended(error))
 
-    def _deliver(self, message_id: str, content: str) -> _Event:
+    def _send_alone(self, message_id: str, content: str) -> None:
+        """Sends a line while no other waits: what a person types needs no stream of messages."""
         try:
-            self._client.send(content, message_id=message_id, timeout=None)
+            self._client.send(content, room=self._room, message_id=message_id, timeout=None)
         except SendFailed as error:
-            return _NotStored(message_id, error.cause)
-        return _Stored(message_id, datetime.now(UTC))
+            self._tell(message_id, error)
+        else:
+            self._tell(message_id, None)
+
+    def _post(self, message_id: str, content: str) -> None:
+        with self._lock:
+            self._posted += 1
+        self._client.post(content, room=self._room, message_id=message_id, on_outcome=self._settle)
+
+    def _settle(self, message_id: str, error: ChatError | None) -> None:
+        """Called by the client with what became of a line that was posted."""
+        with self._lock:
+            self._posted -= 1
+        self._tell(message_id, error)
+
+    def _tell(self, message_id: str, error: ChatError | None) -> None:
+        if error is None:
+            self._inbox.put(_Stored(message_id, datetime.now(UTC)))
+        elif isinstance(error, SendFailed):
+            self._inbox.put(_NotStored(message_id, error.cause))
+        # Else the client is closed, or refused for good, which the other thread reports.
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.interruptions += 1

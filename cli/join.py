@@ -15,7 +15,7 @@ from chatsvc.errors import InvalidRequest
 
 from .conversation import Conversation, Shown, line_of
 from .escaping import json_line
-from .options import servers_option
+from .options import room_option, servers_option
 
 BACK_SECONDS = 30.0
 """How long to wait, at the end of the input, for the next of the own lines to come back."""
@@ -27,15 +27,17 @@ MAX_LINE_BYTES = 4 * (rules.MAX_CONTENT_CHARACTERS + 1)
 @click.command()
 @click.argument("name")
 @servers_option
+@room_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each message.")
-def join(name: str, server: tuple[str, ...], as_json: bool) -> None:
+def join(name: str, server: tuple[str, ...], room: str, as_json: bool) -> None:
     """Join the chat as NAME.
 
     At a terminal, type a line and press Enter; /help lists the commands. In a pipe, each line of
     the input is a message, and at its end all of them are waited for until they have come back.
     """
     rules.check_name("NAME", name)
-    with Conversation(ChatClient(name, server)) as conversation:
+    rules.check_room("--room", room)
+    with Conversation(ChatClient(name, server, [room]), room) as conversation:
         unconfirmed = _talk(conversation, name, as_json)
     if conversation.failure is not None:
         raise conversation.failure

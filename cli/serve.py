@@ -1,8 +1,6 @@
 """`chatsvc serve`: a server in the foreground."""
 
 import os
-import resource
-import signal
 import threading
 import tomllib
 from pathlib import Path
@@ -11,17 +9,16 @@ from typing import Any
 import click
 
 from chatsvc.config import Config, new_server_id
-from chatsvc.server import Listening, Server
+from chatsvc.listening import Listening
+from chatsvc.logs import LEVELS, configure
+from chatsvc.process import limit_stacks, raise_file_limit, watch_signals
+from chatsvc.workers import Supervisor
 
-from .logs import LEVELS, configure
-from .options import Brokers, connections_topic_option, topic_option
+from .options import Brokers, Workers, connections_topic_option, topic_option
 
 _PRECEDENCE = """Each option is taken from the first of: the command line; its own environment
 variable (SERVER_PORT, KAFKA_BROKERS, KAFKA_TOPIC); CHATSVC_SERVE_<OPTION>; the section [serve] of
 the --config file; the default."""
-
-THREAD_STACK_BYTES = 256 * 1024
-"""Address space for the stack of each Python thread; the default is 8 MiB."""
 
 
 def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
@@ -107,6 +104,13 @@ def _options(ctx: click.Context, path: Path, section: Any) -> dict[str, Any]:
     help="Streams at once; more are refused.",
 )
 @click.option(
+    "--workers",
+    type=Workers(),
+    default=Config.workers,
+    show_default=True,
+    help="Processes that share the port, or auto: as many as there are cores.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
@@ -126,22 +130,57 @@ def serve(
     """Run a chat server until SIGINT or SIGTERM."""
     configure(log_format, log_level)
     chosen = Config(server_id=server_id or new_server_id(), **settings)
-    _raise_file_limit(chosen.max_connections)
-    threading.stack_size(THREAD_STACK_BYTES)
-    server = Server(chosen)
-    stopping = _stop_signals()
+    limit_stacks()
+    if chosen.workers > 1:
+        _run_workers(chosen, log_format, log_level)
+    else:
+        _run_server(chosen)
+    click.echo("Stopped")
+
+
+def _run_server(config: Config) -> None:
+    # Not at the top: the supervisor of workers must not have gRPC or Kafka's client.
+    from chatsvc.server import Server
+
+    warning = raise_file_limit(config.max_connections)
+    if warning is not None:
+        _warn(warning)
+    server = Server(config)
+    stopping = threading.Event()
+    watch_signals(stopping.set, _exit)
     try:
-        _report(chosen, server.start())
+        _report(config, server.start())
         stopping.wait()
     finally:
         server.stop()
-    click.echo("Stopped")
+
+
+def _run_workers(config: Config, log_format: str, log_level: str) -> None:
+    supervisor = Supervisor(config, log_format, log_level)
+
+    def kill(number: int) -> None:
+        supervisor.kill()
+        _exit(number)
+
+    watch_signals(supervisor.ask_to_stop, kill)
+    try:
+        listening = supervisor.start()
+        if listening is not None:
+            _report(config, listening)
+        supervisor.wait()
+    finally:
+        supervisor.stop()
+
+
+def _exit(number: int) -> None:
+    """Ends the process at once, as the signal would."""
+    os._exit(128 + number)
 
 
 def _report(config: Config, listening: Listening) -> None:
     """Says that the server is ready, in the seed's words."""
     for warning in listening.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        _warn(warning)
     if listening.embedded:
         click.echo("Embedded broker: messages are kept in memory and are gone at exit")
     lines = (
@@ -155,37 +194,5 @@ def _report(config: Config, listening: Listening) -> None:
         click.echo(line)
 
 
-def _stop_signals() -> threading.Event:
-    """An event that the first SIGINT or SIGTERM sets; the second ends the process at once.
-
-    The signals are blocked, in all threads that start from here on, and waited for by a thread:
-    a handler could interrupt the very lock that it needs, and would not run while the main thread
-    is in a long call.
-    """
-    numbers = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    stopping = threading.Event()
-
-    def wait() -> None:
-        signal.sigwait(numbers)
-        stopping.set()
-        os._exit(128 + signal.sigwait(numbers))
-
-    # It has no other end than the process's, so it must not keep that alive.
-    threading.Thread(target=wait, name="signals", daemon=True).start()
-    return stopping
-
-
-def _raise_file_limit(connections: int) -> None:
-    """Takes as many file descriptors as the system lets this process have; each client is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections + 256
-    if soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft < needed:
-        click.echo(
-            f"Warning: only {soft} files may be open, too few for --max-connections {connections}; "
-            "raise the limit (ulimit -n)",
-            err=True,
-        )
+def _warn(warning: str) -> None:
+    click.echo(f"Warning: {warning}", err=True)

@@ -14,7 +14,6 @@ import pytest
 from chatsvc import metadata
 from chatsvc.client import (
     BUFFERED_EVENTS,
-    Backoff,
     ChatClient,
     Connected,
     Event,
@@ -25,6 +24,7 @@ from chatsvc.client import (
 from chatsvc.config import Config
 from chatsvc.embedded import EmbeddedBroker
 from chatsvc.errors import ClientClosed, CloseReason, ConnectionFailed, SendFailed
+from chatsvc.link import Backoff
 from chatsvc.pb import chat_pb2, chat_pb2_grpc
 from chatsvc.server import Listening, Server
 

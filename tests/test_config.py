@@ -35,6 +35,8 @@ def test_the_defaults_are_valid() -> None:
         ("--brokers", {"brokers": ("localhost:" + "1" * 5_000,)}),
         ("--max-connections", {"max_connections": 0}),
         ("--max-connections", {"max_connections": 100_001}),
+        ("--workers", {"workers": 0}),
+        ("--workers", {"workers": 65}),
         ("--server-id", {"server_id": ""}),
         ("--server-id", {"server_id": "x" * 65}),
         ("--server-id", {"server_id": "a\nb"}),
@@ -56,6 +58,8 @@ def test_a_bad_value_is_refused(option: str, settings: dict[str, object]) -> Non
         {"brokers": ("localhost:1", "kafka-1.example.com:65535", "[::1]:9092")},
         {"max_connections": 1},
         {"max_connections": 100_000},
+        {"workers": 1},
+        {"workers": 64},
         {"server_id": "x" * 64},
     ],
 )
@@ -84,3 +88,10 @@ def test_everybody_may_connect_and_send_at_once(connections: int) -> None:
     config = Config(max_connections=connections)
     assert config.max_pending_rpcs >= 2 * connections
     assert 1 <= config.rpc_threads <= 8
+
+
+@pytest.mark.parametrize("workers", [1, 2, 64])
+def test_workers_share_the_streams_of_publish(workers: int) -> None:
+    """Each has its part of them, but at least 8."""
+    config = Config(max_connections=10_000, workers=workers)
+    assert config.max_publish_streams == max(8, 128 // workers)

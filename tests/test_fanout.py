@@ -4,23 +4,31 @@ import orjson
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from chatsvc.cursor import CursorFormat
 from chatsvc.fanout import BATCH_MESSAGES, Fanout
-from chatsvc.frames import Batch
-from chatsvc.model import ChatMessage, Record
+from chatsvc.model import LOBBY, ChatMessage, Record
 from chatsvc.pb import chat_pb2
 from chatsvc.records import encode_message
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
+CURSORS = CursorFormat(b"the topic")
+
+
 class RecordingHub:
-    """Keeps what is broadcast."""
+    """Keeps what is broadcast, by room, and the cursors; it has the lobby and the room r."""
 
     def __init__(self) -> None:
-        self.batches: list[Batch] = []
+        self.batches: list[dict[str, list[bytes]]] = []
+        self.cursors: list[dict[int, int]] = []
 
-    def broadcast(self, batch: Batch) -> None:
-        self.batches.append(batch)
+    def has_room(self, room: str) -> bool:
+        return room in (LOBBY, "r")
+
+    def broadcast(self, rooms: dict[str, list[bytes]], cursor: bytes, fanned_out_at: float) -> None:
+        self.batches.append(rooms)
+        self.cursors.append(CURSORS.decode(chat_pb2.Delivery.FromString(cursor).cursor))
 
 
 class Scene:
@@ -33,6 +41,7 @@ class Scene:
         self.latencies: list[float] = []
         self.fanout = Fanout(
             self.hub,  # type: ignore[arg-type]
+            CURSORS,
             count_received=self.received.append,
             count_invalid=self.invalid.append,
             observe_latency=self.latencies.append,
@@ -44,7 +53,8 @@ class Scene:
         return [
             chat_pb2.Message.FromString(frame)
             for batch in self.hub.batches
-            for frame in batch.messages
+            for frames in batch.values()
+            for frame in frames
         ]
 
 
@@ -64,7 +74,7 @@ def test_messages_are_broadcast_in_order() -> None:
     contents = [str(number) for number in range(2 * BATCH_MESSAGES + 1)]
     scene.fanout.on_records([said(content) for content in contents])
     assert [message.content for message in scene.messages] == contents
-    assert [len(batch.messages) for batch in scene.hub.batches] == [
+    assert [len(batch[LOBBY]) for batch in scene.hub.batches] == [
         BATCH_MESSAGES,
         BATCH_MESSAGES,
         1,
@@ -73,20 +83,58 @@ def test_messages_are_broadcast_in_order() -> None:
 
 
 def test_records_that_are_not_messages_are_skipped() -> None:
-    """What does not parse, and rooms, are counted by reason; the rest is delivered."""
+    """What does not parse is counted by reason; the rest is delivered."""
     scene = Scene()
-    bad = [record(None), record(b"\xff"), record(orjson.dumps({"id": "ann"})), said("x", room="r")]
+    bad = [record(None), record(b"\xff"), record(orjson.dumps({"id": "ann"}))]
     scene.fanout.on_records([*bad, said("hi")])
     assert [message.content for message in scene.messages] == ["hi"]
-    assert scene.invalid == ["no_value", "not_json", "missing_key", "room"]
+    assert scene.invalid == ["no_value", "not_json", "missing_key"]
     assert scene.received == [1]
 
 
+def test_rooms_where_nobody_is_are_left_out() -> None:
+    """Messages of rooms are broadcast by room; those of a room without anybody here are counted
+    and no more."""
+    scene = Scene()
+    scene.fanout.on_records([said("1", room="r"), said("2", room="empty"), said("3")])
+    (batch,) = scene.hub.batches
+    assert {room: len(messages) for room, messages in batch.items()} == {"r": 1, LOBBY: 1}
+    assert scene.received == [3]
+    assert scene.invalid == []
+
+
+def test_each_batch_has_the_cursor_behind_it() -> None:
+    """A cursor counts all records up to the batch's last one, and none that comes later."""
+    scene = Scene()
+    scene.fanout.on_positions({0: 10, 1: 20, 2: 7})
+    records = [
+        said(str(number))._replace(partition=partition, offset=(10, 20)[partition] + number)
+        for number in range(BATCH_MESSAGES // 2 + 1)
+        for partition in (0, 1)
+    ]
+    scene.fanout.on_records([*records, record(None)._replace(partition=2, offset=7)])
+    half = BATCH_MESSAGES // 2
+    assert scene.hub.cursors == [
+        {0: 10, 1: 20, 2: 7},
+        {0: 10 + half, 1: 20 + half, 2: 7},
+        {0: 11 + half, 1: 21 + half, 2: 8},
+    ]
+
+
+def test_positions_that_are_corrected_are_told() -> None:
+    """New partitions, and positions that retention has overtaken, are in the next cursor."""
+    scene = Scene()
+    scene.fanout.on_positions({0: 10})
+    scene.fanout.on_positions({0: 50, 1: 0})
+    assert scene.hub.cursors[-1] == {0: 50, 1: 0}
+
+
 def test_nothing_is_broadcast_for_nothing() -> None:
-    """A read without a message makes no batch."""
+    """A read without a message moves the cursor and no more."""
     scene = Scene()
     scene.fanout.on_records([record(None)])
-    assert scene.hub.batches == []
+    assert scene.hub.batches == [{}]
+    assert scene.hub.cursors == [{0: 1}]
     assert scene.received == [0]
 
 

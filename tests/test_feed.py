@@ -43,21 +43,24 @@ class FeedMachine(RuleBasedStateMachine):
         assert self.feed.append(new) == self.resting
         self.resting = set()
 
-    @rule(reader=READERS, limit=st.integers(1, 5))
-    def read(self, reader: str, limit: int) -> None:
+    @rule(reader=READERS, limit=st.integers(1, 5), max_bytes=st.integers(1, 50))
+    def read(self, reader: str, limit: int, max_bytes: int) -> None:
         """Returns what follows the position, in order, or tells that some of it is gone."""
         at = self.positions[reader]
         if at.batches < self.kept_from():
             with pytest.raises(Overflow):
-                self.feed.read(at, limit)
+                self.feed.read(at, limit, max_bytes)
             self.positions[reader] = self.feed.end
             return
-        taken, self.positions[reader] = self.feed.read(at, limit)
+        taken, self.positions[reader] = self.feed.read(at, limit, max_bytes)
         assert taken == self.batches[at.batches : at.batches + len(taken)]
         begun = [sum(len(each.messages) for each in taken[:count]) for count in range(len(taken))]
         assert all(messages < limit for messages in begun)
-        if sum(len(each.messages) for each in taken) < limit:
-            assert self.positions[reader] == self.feed.end
+        assert len(taken) <= 1 or sum(each.size for each in taken) <= max_bytes
+        rest = self.batches[at.batches + len(taken) :]
+        if rest and taken:
+            full = sum(len(each.messages) for each in taken) >= limit
+            assert full or sum(each.size for each in [*taken, rest[0]]) > max_bytes
 
     @rule(reader=READERS)
     def rest(self, reader: str) -> None:
@@ -106,7 +109,7 @@ def test_the_newest_batch_stays_whatever_its_size() -> None:
     start = feed.end
     feed.append(batch([b"long", b"longer"], 0.0))
     assert not feed.has_overflowed(start)
-    taken, end = feed.read(start, 1)
+    taken, end = feed.read(start, 1, 1)
     assert [each.messages for each in taken] == [(b"long", b"longer")]
     assert end == feed.end
 
@@ -119,7 +122,7 @@ def test_any_number_of_batches_is_read_in_order(behind: int) -> None:
     for number in range(12):
         positions.append(feed.end)
         feed.append(one(str(number)))
-    taken, _ = feed.read(positions[behind], 100)
+    taken, _ = feed.read(positions[behind], 100, 1_000)
     assert [each.messages[0] for each in taken] == [
         str(number).encode() for number in range(behind, 12)
     ]

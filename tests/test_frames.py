@@ -39,7 +39,7 @@ def test_a_batch_is_a_delivery(messages: list[ChatMessage]) -> None:
     assert (batch.messages, batch.fanned_out_at) == (tuple(encoded), 1.5)
     assert batch.size == len(batch.delivery)
     delivery = chat_pb2.Delivery.FromString(batch.delivery)
-    assert [each.SerializeToString() for each in delivery.messages] == encoded
+    assert list(delivery.messages) == [chat_pb2.Message.FromString(each) for each in encoded]
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 127, 128, 16_000, 16_383, 16_384, 64_000])
@@ -50,17 +50,23 @@ def test_a_message_of_any_length_is_delivered(length: int) -> None:
     assert [each.content for each in delivery.messages] == ["x" * length]
 
 
-@given(st.lists(st.lists(TEXT, max_size=3), max_size=3))
-def test_joined_deliveries_go_on(batches: list[list[str]]) -> None:
-    """Deliveries that are joined parse as one with all messages in order."""
-    deliveries = [
-        frames.batch([frames.encode(ChatMessage("ann", text, ""), 0) for text in texts], 0.0)
-        for texts in batches
+@given(st.lists(st.lists(TEXT, max_size=3), min_size=1, max_size=3))
+def test_joined_batches_go_on(batches: list[list[str]]) -> None:
+    """Batches that are joined parse as one Delivery with all messages in order and the cursor of
+    the last, which is there once."""
+    made = [
+        frames.batch(
+            [frames.encode(ChatMessage("ann", text, ""), 0) for text in texts],
+            0.0,
+            frames.cursor(bytes([number])),
+        )
+        for number, texts in enumerate(batches)
     ]
-    joined = chat_pb2.Delivery.FromString(frames.join(each.delivery for each in deliveries))
+    joined = chat_pb2.Delivery.FromString(frames.join(made))
     assert [each.content for each in joined.messages] == [
         each for texts in batches for each in texts
     ]
+    assert joined.cursor == bytes([len(batches) - 1])
 
 
 def test_close_is_the_answer_to_a_broadcast() -> None:

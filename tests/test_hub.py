@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from chatsvc import frames
 from chatsvc.connection import Connection
 from chatsvc.errors import CloseReason, ServerFull, ServerStopping
-from chatsvc.frames import batch
-from chatsvc.hub import Hub
+from chatsvc.hub import THE_LOBBY, Hub
+from chatsvc.model import LOBBY
+from chatsvc.pb import chat_pb2
+from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.watchdog import Watchdog
 
@@ -72,7 +75,7 @@ class MakeHub:
     def __call__(self, senders: int = 2, **settings: object) -> Hub:
         pool = SenderPool("sender", senders, self._watchdog.wake)
         defaults = {
-            "max_connections": 100,
+            "seats": Seats(100),
             "outbox_messages": 100,
             "outbox_bytes": 100_000,
             "send_timeout": 20.0,
@@ -111,7 +114,7 @@ def connect(hub: Hub, stream: RecordingStream, user: str = "ann") -> Connection:
 
 def broadcast(hub: Hub, *messages: bytes) -> None:
     """One batch of `messages`."""
-    hub.broadcast(batch(messages, time.monotonic()))
+    hub.broadcast({LOBBY: messages}, b"", time.monotonic())
 
 
 def numbers(first: int, last: int) -> list[bytes]:
@@ -161,7 +164,7 @@ def test_changes_are_told_in_order(make_hub: MakeHub) -> None:
 
 def test_a_full_hub_refuses(make_hub: MakeHub) -> None:
     """Above the limit nobody is let in until somebody has left."""
-    hub = make_hub(max_connections=1)
+    hub = make_hub(seats=Seats(1))
     connection = hub.add("ann", RecordingStream())
     with pytest.raises(ServerFull) as raised:
         hub.add("bob", RecordingStream())
@@ -419,3 +422,58 @@ def test_nobody_misses_a_message_in_a_storm(make_hub: MakeHub, seed: int) -> Non
     for connection in connections:
         assert hub.remove(connection)
     assert (len(hub), hub.users()) == (0, {})
+
+
+# Rooms and cursors
+
+
+def deliveries(stream: RecordingStream) -> list[tuple[list[str], bytes]]:
+    """What a stream of Deliveries got: the contents and the cursor of each."""
+    parsed = [chat_pb2.Delivery.FromString(frame) for frame in stream.sent]
+    return [([each.content for each in delivery.messages], delivery.cursor) for delivery in parsed]
+
+
+def said(content: str) -> bytes:
+    return bytes(chat_pb2.Message(content=content).SerializeToString())
+
+
+def test_a_batch_of_several_rooms_reaches_each_by_its_rooms(make_hub: MakeHub) -> None:
+    """Who is in some rooms gets those messages in one Delivery with the cursor of the batch."""
+    hub = make_hub()
+    streams = [RecordingStream() for _ in range(3)]
+    for stream, rooms in zip(streams, ("a", "ab", "c"), strict=True):
+        hub.activate(hub.add("ann", stream, rooms=frozenset(rooms), batched=True))
+    hub.broadcast({"a": [said("1"), said("2")], "b": [said("3")]}, frames.cursor(b"C"), 0.0)
+    hub.broadcast({"b": [said("4")]}, frames.cursor(b"D"), 0.0)
+
+    def heard() -> list[list[str]]:
+        return [
+            [content for contents, _ in deliveries(stream) for content in contents]
+            for stream in streams
+        ]
+
+    assert eventually(lambda: heard() == [["1", "2"], ["1", "2", "3", "4"], []])
+    assert [deliveries(stream)[-1][1] for stream in streams[:2]] == [b"C", b"D"]
+
+
+def test_a_subscriber_is_greeted_with_the_newest_cursor(make_hub: MakeHub) -> None:
+    """The first Delivery says where the stream begins, also behind messages of other rooms."""
+    hub = make_hub()
+    hub.broadcast({"other": [said("1")]}, frames.cursor(b"C"), 0.0)
+    stream = RecordingStream()
+    hub.activate(hub.add("ann", stream, batched=True))
+    assert eventually(lambda: deliveries(stream) == [([], b"C")])
+
+
+def test_a_room_is_there_while_somebody_is_in_it(make_hub: MakeHub) -> None:
+    """Rooms come with their first connection and go with their last."""
+    hub = make_hub()
+    both = hub.add("ann", RecordingStream(), rooms=frozenset(("a", "b")))
+    one = hub.add("bob", RecordingStream(), rooms=frozenset(("a",)))
+    assert [hub.has_room(room) for room in ("a", "b", LOBBY)] == [True, True, False]
+    hub.remove(both)
+    assert [hub.has_room(room) for room in ("a", "b", LOBBY)] == [True, False, False]
+    hub.remove(one)
+    assert not hub.has_room("a")
+    hub.add("cem", RecordingStream(), rooms=THE_LOBBY)
+    assert hub.has_room(LOBBY)

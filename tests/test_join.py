@@ -481,6 +481,43 @@ def test_terminal_that_is_not_utf8_gets_names(address: str) -> None:
     assert rb"You: \uc548\ub155" in result.stdout
 
 
+# Rooms
+
+
+def test_a_room_is_joined_and_sent_to(address: str, alice: ChatClient) -> None:
+    """With --room, join and send talk there and nowhere else."""
+    with ChatClient("carol", [address], ["kitchen"]) as carol:
+        carol.connect()
+        result = pipe(b"from join\n", "bob", "--room", "kitchen", "--server", address)
+        assert (result.returncode, b"You: from join" in result.stdout) == (0, True)
+        send = [
+            sys.executable,
+            "-m",
+            "chatsvc.cli",
+            "send",
+            "bob",
+            "from",
+            "send",
+            "--room",
+            "kitchen",
+            "--server",
+            address,
+        ]
+        subprocess.run(send, check=True, timeout=60)
+        heard = [carol.receive(20) for _ in range(2)]
+    assert [each.content for each in heard if isinstance(each, Received)] == [
+        "from join",
+        "from send",
+    ]
+    assert alice.receive(0) is None
+
+
+def test_a_bad_room_is_a_usage_error(address: str) -> None:
+    result = pipe(b"", "bob", "--room", "kit\nchen", "--server", address)
+    assert result.returncode == 2
+    assert result.stderr.startswith(b"--room: must not have control")
+
+
 # As JSON
 
 
@@ -491,7 +528,7 @@ def test_json_has_one_object_for_each_message(address: str) -> None:
     assert result.returncode == 0
     assert result.stderr == b"Connected to server as user: bob\n"
     first, second = map(json.loads, result.stdout.decode().splitlines())
-    assert list(first) == ["user", "content", "at", "message_id", "own"]
+    assert list(first) == ["user", "content", "at", "message_id", "own", "room"]
     assert (first["user"], first["content"], first["own"]) == ("bob", "하나", True)
     assert second["content"] == "two\x1b\u202e\x9b"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["at"])

@@ -10,20 +10,22 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those of earlier rows, and its row's neighbours that stand before it.
 LAYERS = (
-    ("errors", "model", "metadata"),
-    ("rules", "config", "records", "frames", "presence"),
-    ("feed", "watchdog", "memory", "senders", "connection"),
+    ("errors", "model", "metadata", "varint", "listening", "logs", "process"),
+    ("rules", "config", "records", "frames", "cursor", "presence"),
+    ("feed", "watchdog", "memory", "senders", "connection", "seats"),
     ("hub", "fanout", "registrar", "publishing"),
     ("librdkafka", "producer", "consumer", "topics", "embedded"),
-    ("metrics", "requests", "servicer", "client"),
+    ("metrics", "requests", "servicer", "link", "publisher", "client"),
     ("server",),
+    ("parent", "worker", "broker"),
+    ("child", "reservation", "gathering", "workers"),
 )
 ORDER = [module for layer in LAYERS for module in layer]
 
 MAY_IMPORT = {
     "confluent_kafka": {"librdkafka", "producer", "consumer", "topics", "embedded"},
-    "grpc": {"requests", "servicer", "client", "server"},
-    "prometheus_client": {"metrics", "server"},
+    "grpc": {"requests", "servicer", "link", "publisher", "client", "server"},
+    "prometheus_client": {"metrics", "server", "gathering", "workers"},
     "orjson": {"records"},
     "click": set(),
     "prompt_toolkit": set(),

@@ -302,6 +302,40 @@ def test_a_full_queue_refuses(broker: EmbeddedBroker, make_producer: MakeProduce
     assert not refused
 
 
+def test_rounds_keep_the_order(make_producer: MakeProducer) -> None:
+    """Records that one thread publishes under one key while others are under way, in many rounds,
+    are in the log in that order."""
+    outcomes = publish(make_producer(), 5_000)
+    assert settled(outcomes)
+    offsets = [own[0].offset for own in outcomes if isinstance(own[0], Acked)]
+    assert len(offsets) == 5_000
+    assert offsets == sorted(offsets)
+
+
+def test_a_record_that_librdkafka_refuses_takes_no_other_with_it(
+    make_producer: MakeProducer,
+) -> None:
+    """One that cannot even be queued has its own outcome, and those around it are acked."""
+    producer = make_producer()
+    bad: Outcomes = []
+    before = publish(producer, 50)
+    producer.publish("x" * 1_000, b"bob", b"", bad.append)
+    after = publish(producer, 50)
+    assert settled([*before, bad, *after])
+    assert isinstance(bad[0], PublishFailed)
+    assert all(isinstance(own[0], Acked) for own in (*before, *after))
+    assert len(producer) == 0
+
+
+def test_records_that_wait_for_a_round_are_sent_by_close(make_producer: MakeProducer) -> None:
+    """What was taken while a round was under way is not forgotten when the producer stops."""
+    producer = make_producer()
+    outcomes = publish(producer, 3_000)
+    assert producer.close(WAIT) == 0
+    assert all(isinstance(own[0], Acked) for own in outcomes)
+    assert len(producer) == 0
+
+
 def test_partitions_are_counted(make_producer: MakeProducer) -> None:
     """As many as the topic has."""
     assert make_producer().count_partitions(TOPIC, WAIT) == 4

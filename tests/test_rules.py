@@ -99,10 +99,14 @@ def test_message_ids_are_refused(message_id: str, expected: str) -> None:
     assert problem(rules.check_message_id, message_id) == expected
 
 
-def test_only_the_lobby_is_served() -> None:
-    """The empty room passes, any other is refused."""
+def test_rooms() -> None:
+    """The empty name is the lobby's; others are as names of users, and not too many at once."""
     rules.check_room("room", "")
-    assert "not served" in problem(rules.check_room, "kitchen")
+    rules.check_room("room", "kitchen")
+    rules.check_rooms("rooms", ["", "kitchen"] * (rules.MAX_ROOMS // 2))
+    assert "control" in problem(rules.check_room, "kit\nchen")
+    with pytest.raises(InvalidRequest, match="at most 64"):
+        rules.check_rooms("rooms", ["kitchen"] * (rules.MAX_ROOMS + 1))
 
 
 @pytest.mark.parametrize("text", ["localhost:1", "kafka-1.example.com:65535", "[::1]:9092"])

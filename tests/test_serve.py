@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from chatsvc.cli import serve as serve_module
 from chatsvc.cli.main import main
 from chatsvc.client import ChatClient, Lost, Received, send_once
 from chatsvc.config import Config
@@ -134,6 +133,10 @@ def test_no_kafka_is_one_line() -> None:
         (("--topic", "a topic"), "--topic"),
         (("--topic", "user-connections"), "--connections-topic"),
         (("--max-connections", "0"), "--max-connections"),
+        (("--workers", "0"), "'0' is neither a number from 1 to 64 nor auto"),
+        (("--workers", "65"), "--workers"),
+        (("--workers", "x"), "--workers"),
+        (("--workers", "2", "--server-id", "x" * 62), "--server-id"),
         (("--log-level", "loud"), "loud"),
         (("--config", "/nowhere.toml"), "/nowhere.toml"),
         (("more",), "more"),
@@ -161,7 +164,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
             configs.append(config)
             raise KafkaUnreachable(("recorder",), "that is enough")
 
-    monkeypatch.setattr(serve_module, "Server", Recorder)
+    monkeypatch.setattr("chatsvc.server.Server", Recorder)
     return configs
 
 

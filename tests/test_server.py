@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Producer as KafkaProducer
 from grpc._cython import cygrpc
 
-from chatsvc import client, metadata
+from chatsvc import link, metadata
 from chatsvc.client import ChatClient, Received
 from chatsvc.config import Config
 from chatsvc.embedded import EmbeddedBroker
@@ -258,7 +258,6 @@ STRANGE = {
     "wrong_type": b'{"id": "gopher", "content": 7}',
     "too_large": orjson.dumps({**SEEDS_RECORD, "content": "x" * 900_000}),
     "no_value": None,
-    "room": orjson.dumps({**SEEDS_RECORD, "room": "kitchen"}),
 }
 
 
@@ -297,7 +296,7 @@ def test_every_partition_is_delivered(start_server: StartServer) -> None:
 # Names that nobody would miss if they were wrong
 
 OPTIONS = [name for name, _ in channel_options(Config())]
-CLIENT_OPTIONS = [name for name, _ in client._CHANNEL_OPTIONS]
+CLIENT_OPTIONS = [name for name, _ in link.CHANNEL_OPTIONS]
 
 
 @pytest.mark.parametrize("name", sorted({*OPTIONS, *CLIENT_OPTIONS}))

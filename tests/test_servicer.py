@@ -26,6 +26,7 @@ from chatsvc.model import Acked
 from chatsvc.pb import chat_pb2, chat_pb2_grpc
 from chatsvc.producer import Producer
 from chatsvc.requests import RequestWatch
+from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.server import Listening, Server, channel_options
 from chatsvc.servicer import Publish, Servicer
@@ -60,7 +61,7 @@ class Host:
         requests = RequestWatch(4, 5.0, self._watchdog.wake)
         self.hub = Hub(
             self._senders,
-            max_connections=10,
+            seats=Seats(10),
             outbox_messages=100,
             outbox_bytes=100_000,
             send_timeout=10.0,
@@ -211,9 +212,10 @@ BAD_MESSAGES = {
         {"message_id": "m\n"},
         "message_id: must not have control characters",
     ),
-    "room": (
-        {"room": "kitchen"},
-        "room: rooms are not served yet; leave it empty for the lobby",
+    "65 bytes of room": ({"room": "r" * 65}, "room: must be at most 64 bytes"),
+    "invisible character in room": (
+        {"room": "kit\u200bchen"},
+        "room: must not have control or invisible characters (U+200B)",
     ),
     "year 10000": ({"timestamp": LATE}, "timestamp: is out of range"),
     "negative nanoseconds": ({"timestamp": NO_NANOS}, "timestamp: is out of range"),
@@ -855,12 +857,18 @@ def test_a_subscription_gets_everything_in_deliveries(
 
 
 @pytest.mark.parametrize(
-    ("fields", "at_fault"), [({"rooms": ["kitchen"]}, "rooms"), ({"cursor": b"x"}, "cursor")]
+    ("fields", "at_fault"),
+    [
+        ({"rooms": ["kitchen", "r\n"]}, "rooms"),
+        ({"rooms": list(map(str, range(65)))}, "rooms"),
+        ({"cursor": b"x"}, "cursor"),
+    ],
 )
-def test_what_is_not_served_yet_is_refused(
+def test_a_bad_subscription_is_refused(
     start_server: StartServer, open_chat: OpenChat, fields: dict[str, Any], at_fault: str
 ) -> None:
-    """Rooms and cursors are refused rather than ignored: nobody believes to have what he asked."""
+    """Bad rooms and cursors are refused rather than ignored: nobody believes to have what he
+    asked."""
     server, listening = start_server()
     error = ended(subscribe(open_chat(target(listening)), **fields))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -869,6 +877,41 @@ def test_what_is_not_served_yet_is_refused(
         "chatsvc_connections_failed_total", {"reason": "invalid"}
     )
     assert refused == 1
+
+
+def test_a_subscription_begins_with_a_cursor(
+    start_server: StartServer, open_chat: OpenChat
+) -> None:
+    """Before any message has come, a client knows where it is."""
+    _, listening = start_server()
+    first = next(subscribe(open_chat(target(listening))))
+    assert first.cursor
+    assert not first.messages
+
+
+def test_rooms_are_heard_by_who_is_in_them(start_server: StartServer, open_chat: OpenChat) -> None:
+    """Each subscription gets the messages of its rooms, in order, each with its room's name; the
+    seed's streams get the lobby's."""
+    _, listening = start_server()
+    chat = open_chat(target(listening))
+    connect = chat_pb2.Connect(user=chat_pb2.User(id="seed"))
+    seeds = stub(chat.channel).CreateStream(connect, timeout=2 * WAIT)
+    seeds.initial_metadata()
+    rooms = [["kitchen"], ["garden", "kitchen"], [""], ["", "garden"]]
+    streams = [subscribe(chat, rooms=each) for each in rooms]
+    sent = [("", "1"), ("kitchen", "2"), ("garden", "3"), ("cellar", "4"), ("kitchen", "5")]
+    for room, content in [*sent, ("kitchen", "end"), ("garden", "end"), ("", "end")]:
+        message = chat_pb2.Message(id="bob", room=room, content=content)
+        stub(chat.channel).BroadcastMessage(message, timeout=WAIT)
+    for wanted, stream in zip(rooms, streams, strict=True):
+        heard: dict[str, list[str]] = {room: [] for room in wanted}
+        while not all("end" in contents for contents in heard.values()):
+            for each in next(stream).messages:
+                heard[each.room].append(each.content)
+        assert heard == {
+            room: [*(content for there, content in sent if there == room), "end"] for room in wanted
+        }
+    assert [next(seeds).content for _ in range(2)] == ["1", "end"]
 
 
 # Publishing in batches

@@ -168,7 +168,7 @@ class ChatServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Subscribe(self, request, context):
-        """Every message from now on, in batches. Initial metadata as of Broadcast.CreateStream.
+        """Every message of the rooms from now on, in batches. Initial metadata as of Broadcast.CreateStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

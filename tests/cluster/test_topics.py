@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from signal import SIGTERM
 
@@ -13,6 +14,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from chatsvc.cli.main import main
 from chatsvc.client import ChatClient
+from chatsvc.errors import TopicFailed
+from chatsvc.topics import Topics
 
 from .conftest import Serve
 from brokers import Brokers
@@ -85,6 +88,24 @@ def test_topics_by_hand(brokers: Brokers, topic_options: list[str]) -> None:
     assert less.exit_code == 1
     assert less.stderr.startswith(f"topic {topic_options[1]}: ")
     assert len(less.stderr.splitlines()) == 1
+
+
+@pytest.mark.kafka
+def test_a_topic_that_a_broker_has_not_heard_of_yet(
+    brokers: Brokers, topic_options: list[str]
+) -> None:
+    """Its identity is waited for, since it may have been created a moment ago; the identity of
+    one that nobody creates is asked for in vain, within the time-out."""
+    topic = topic_options[1]
+    admin = Topics(tuple(brokers.bootstrap.split(",")), "test", 10.0)
+    with ThreadPoolExecutor(1) as pool:
+        identity = pool.submit(admin.identity, topic)
+        assert not wait([identity], 0.5).done
+        admin.create({topic: 1})
+        assert identity.result(10) == admin.identity(topic)
+    hasty = Topics(tuple(brokers.bootstrap.split(",")), "test", 1.0)
+    with pytest.raises(TopicFailed, match="no such topic"):
+        hasty.identity(f"{topic}-never")
 
 
 @pytest.mark.kafka

@@ -1,0 +1,38 @@
+"""The program of one worker of `serve --workers`: a server on a port that it shares."""
+
+import dataclasses
+import os
+import threading
+from typing import Any
+
+from chatsvc import parent
+from chatsvc.config import Config
+from chatsvc.process import raise_file_limit
+from chatsvc.seats import SeatTable, SharedSeats
+from chatsvc.server import Server
+
+
+def _serve(settings: dict[str, Any], report: parent.Report, stopping: threading.Event) -> None:
+    brokers = tuple(settings["config"].pop("brokers"))
+    config = Config(**settings["config"], brokers=brokers)
+    warning = raise_file_limit(config.max_connections)
+    table = SeatTable(settings["seats"])
+    os.close(settings["seats"])
+    server = Server(
+        config,
+        seats=SharedSeats(config.max_connections, table, settings["slot"]),
+        embedded=tuple(settings["embedded"]),
+    )
+    try:
+        listening = server.start()
+        report(
+            dataclasses.asdict(listening)
+            | {"warnings": [*([warning] if warning else []), *listening.warnings]}
+        )
+        stopping.wait()
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    parent.run(_serve, until_signal=True)
