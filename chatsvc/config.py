@@ -40,6 +40,9 @@ class Config:
     """Streams at once, on all workers together."""
     workers: int = 1
     """Processes that share the port; in a worker's own settings, how many there are."""
+    pin_cpu: bool = True
+    """Whether each process keeps to one CPU. Servers with consecutive ports take different ones,
+    and so do workers."""
 
     outbox_messages: int = 1_000
     outbox_bytes: int = 1024 * 1024

@@ -7,7 +7,7 @@ from typing import Any
 
 from chatsvc import parent
 from chatsvc.config import Config
-from chatsvc.process import raise_file_limit
+from chatsvc.process import pin_cpu, raise_file_limit
 from chatsvc.seats import SeatTable, SharedSeats
 from chatsvc.server import Server
 
@@ -16,6 +16,8 @@ def _serve(settings: dict[str, Any], report: parent.Report, stopping: threading.
     brokers = tuple(settings["config"].pop("brokers"))
     config = Config(**settings["config"], brokers=brokers)
     warning = raise_file_limit(config.max_connections)
+    if config.pin_cpu:
+        pin_cpu(config.port + settings["slot"])
     table = SeatTable(settings["seats"])
     os.close(settings["seats"])
     server = Server(

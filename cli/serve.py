@@ -11,7 +11,7 @@ import click
 from chatsvc.config import Config, new_server_id
 from chatsvc.listening import Listening
 from chatsvc.logs import LEVELS, configure
-from chatsvc.process import limit_stacks, raise_file_limit, watch_signals
+from chatsvc.process import limit_stacks, pin_cpu, raise_file_limit, watch_signals
 from chatsvc.workers import Supervisor
 
 from .options import Brokers, Workers, connections_topic_option, topic_option
@@ -111,6 +111,12 @@ def _options(ctx: click.Context, path: Path, section: Any) -> dict[str, Any]:
     help="Processes that share the port, or auto: as many as there are cores.",
 )
 @click.option(
+    "--pin-cpu/--no-pin-cpu",
+    default=Config.pin_cpu,
+    show_default=True,
+    help="Keep each process on one CPU, which is about twice as fast.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
@@ -145,6 +151,8 @@ def _run_server(config: Config) -> None:
     warning = raise_file_limit(config.max_connections)
     if warning is not None:
         _warn(warning)
+    if config.pin_cpu:
+        pin_cpu(config.port or os.getpid())
     server = Server(config)
     stopping = threading.Event()
     watch_signals(stopping.set, _exit)

@@ -1,5 +1,6 @@
 """What a process of ours holds, as Linux tells it."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,15 @@ def of(pid: int) -> Resources:
         rss_mib=int(status["VmRSS"].split()[0]) / 1024,
         cpu_seconds=(int(times[11]) + int(times[12])) / 100,
     )
+
+
+def cpus(pid: int) -> set[int]:
+    """The CPUs that any thread of a process may run on."""
+    return {
+        cpu
+        for task in Path("/proc", str(pid), "task").iterdir()
+        for cpu in os.sched_getaffinity(int(task.name))
+    }
 
 
 def connections(address: str) -> int:

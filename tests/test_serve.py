@@ -2,6 +2,7 @@
 cannot start."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -18,6 +19,7 @@ from chatsvc.client import ChatClient, Lost, Received, send_once
 from chatsvc.config import Config
 from chatsvc.errors import KafkaUnreachable
 
+import resources
 from serving import ServeProcess
 from waiting import eventually
 
@@ -79,6 +81,16 @@ def test_a_signal_ends_it_cleanly(server: ServeProcess, number: signal.Signals) 
         assert server.wait() == 0
     assert server.stdout.splitlines()[-1] == "Stopped"
     assert "Traceback" not in server.stderr
+
+
+def test_it_keeps_to_one_cpu(server: ServeProcess, tmp_path: Path) -> None:
+    """With all its threads, unless it is told not to."""
+    assert len(resources.cpus(server.pid)) == 1
+    other = ServeProcess.started(tmp_path / "other", "--no-pin-cpu")
+    try:
+        assert resources.cpus(other.pid) == os.sched_getaffinity(0)
+    finally:
+        other.close()
 
 
 def test_a_second_signal_ends_it_at_once(server: ServeProcess) -> None:

@@ -26,6 +26,7 @@ from chatsvc.errors import BrokerLost, PortTaken
 from chatsvc.pb import chat_pb2, chat_pb2_grpc
 from chatsvc.workers import Supervisor
 
+import resources
 from serving import ServeProcess
 from waiting import eventually
 
@@ -231,6 +232,15 @@ def test_a_message_reaches_clients_of_both(server: ServeProcess, open_streams: O
     for number in range(4):
         send_once("bob", f"hello {number}", [server.address])
         assert {stream.next() for stream in streams} == {f"hello {number}"}
+
+
+def test_each_worker_has_its_cpu(server: ServeProcess, serve: Serve) -> None:
+    """One each, as far as there are enough, unless they are told not to."""
+    pinned = [resources.cpus(pid) for pid in workers(server)]
+    assert [len(cpus) for cpus in pinned] == [1, 1]
+    assert len(set.union(*pinned)) == min(2, len(os.sched_getaffinity(0)))
+    free = serve("--workers", "2", "--no-pin-cpu")
+    assert [resources.cpus(pid) for pid in workers(free)] == 2 * [os.sched_getaffinity(0)]
 
 
 def test_a_killed_worker_is_started_again(server: ServeProcess, open_streams: OpenStreams) -> None:
