@@ -1,10 +1,4 @@
-"""Producer: writes records to Kafka and tells when all in-sync replicas have them.
-
-Records go to librdkafka in rounds: a lone one at once, and while a round is under way all others
-wait together for the next. Rounds grow with the load by themselves, and few requests are under way
-at a broker: with five of them, the most for an idempotent producer, and more records due,
-librdkafka's thread for that broker spins until the next answer.
-"""
+"""Producer: writes records to Kafka and tells when all in-sync replicas have them."""
 
 import heapq
 import itertools
@@ -27,6 +21,7 @@ from chatsvc.errors import (
     ServerStopping,
 )
 from chatsvc.model import Acked
+from chatsvc.rounds import PAUSE_SECONDS, Round, Rounds
 
 _log = logging.getLogger(__name__)
 
@@ -49,20 +44,6 @@ MAX_BYTES = 32 * 1024 * 1024
 """How much may wait for Kafka; more is refused."""
 MAX_RECORD_BYTES = 1_000_000
 """How large a record may be; brokers take 1 MiB, with what the protocol adds."""
-ROUND_SECONDS = 0.02
-"""A round that takes longer, because a broker is away or slow, is not waited for by the next."""
-
-
-class _Round:
-    """Records that were handed to librdkafka together. `handed_over` once they are there, `left`
-    how many have no outcome yet."""
-
-    __slots__ = ("began", "handed_over", "left")
-
-    def __init__(self, records: int) -> None:
-        self.began = time.monotonic()
-        self.handed_over = False
-        self.left = records
 
 
 class _Pending:
@@ -78,7 +59,7 @@ class _Pending:
         self.key = key
         self.value = value
         self.done: Done | None = done
-        self.round: _Round | None = None
+        self.round: Round | None = None
         self.produced_at = time.monotonic()
 
     def take(self) -> Done | None:
@@ -117,11 +98,11 @@ class Producer:
         self._client: KafkaProducer | None = None
         self._fatal = False
         self._closing = threading.Event()
-        # Guards the records that wait for the next round, the newest round, how much is on its way
-        # in all, and the deadlines that are shorter than librdkafka's own.
+        # Guards the records that wait for the next round, the rounds under way, how much is on its
+        # way in all, and the deadlines that are shorter than librdkafka's own.
         self._lock = threading.Lock()
         self._waiting: list[_Pending] = []
-        self._round: _Round | None = None
+        self._rounds = Rounds()
         self._records = 0
         self._bytes = 0
         # What librdkafka did not take; the producer's thread tells it.
@@ -169,15 +150,16 @@ class Producer:
 
     def _next_round(self) -> list[_Pending]:
         """What waits, as a new round, if it is time for one. Called under the lock."""
-        last = self._round
-        if last is not None and not (
-            last.handed_over and time.monotonic() - last.began > ROUND_SECONDS
-        ):
+        now = time.monotonic()
+        if not self._waiting or not self._rounds.may_begin(now):
             return []
+        return self._begin_round(now)
+
+    def _begin_round(self, now: float) -> list[_Pending]:
         batch, self._waiting = self._waiting, []
-        self._round = _Round(len(batch)) if batch else None
+        begun = self._rounds.begin(now, len(batch))
         for pending in batch:
-            pending.round = self._round
+            pending.round = begun
         return batch
 
     def _hand_over(self, client: KafkaProducer, batch: list[_Pending]) -> None:
@@ -190,7 +172,7 @@ class Producer:
         for topic, records in by_topic.items():
             self._produce(client, topic, records)
         round_ = batch[0].round
-        assert round_ is not None  # _next_round() has set it
+        assert round_ is not None  # _begin_round() has set it
         round_.handed_over = True
 
     def _produce(self, client: KafkaProducer, topic: str, records: list[_Pending]) -> None:
@@ -247,8 +229,7 @@ class Producer:
             self._thread.join()
         client, self._client = self._client, None
         with self._lock:
-            self._round = None
-            batch = self._next_round()
+            batch = self._begin_round(time.monotonic()) if self._waiting else []
         self._hand_over(client, batch)
         left = client.flush(timeout)
         if left:
@@ -263,7 +244,7 @@ class Producer:
             assert client is not None  # close() joins this thread before it lets go of the client
             try:
                 # Below 200 ms the wait is one call of librdkafka; longer ones are sliced.
-                client.poll(ROUND_SECONDS if self._waiting else 0.1)
+                client.poll(PAUSE_SECONDS if self._waiting else 0.1)
                 self._settle_refused()
                 with self._lock:
                     batch = self._next_round()
@@ -286,9 +267,7 @@ class Producer:
             self._records -= 1
             self._bytes -= len(pending.key) + len(pending.value)
             if pending.round is not None:
-                pending.round.left -= 1
-                if not pending.round.left and self._round is pending.round:
-                    self._round = None
+                self._rounds.settle(pending.round)
         done = pending.take()
         if error is not None or message is None:
             assert error is not None  # librdkafka gives one of the two

@@ -14,7 +14,7 @@ LAYERS = (
     ("rules", "config", "records", "frames", "cursor", "presence"),
     ("feed", "watchdog", "memory", "senders", "connection", "seats"),
     ("hub", "fanout", "registrar", "publishing"),
-    ("librdkafka", "producer", "consumer", "topics", "embedded"),
+    ("librdkafka", "rounds", "producer", "consumer", "topics", "embedded"),
     ("metrics", "requests", "servicer", "link", "publisher", "client"),
     ("server",),
     ("parent", "worker", "broker"),
