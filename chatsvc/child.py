@@ -15,8 +15,9 @@ class Child:
     """A running `python -m MODULE` in a process group of its own.
 
     It has its settings on its stdin, which stays open as long as this process lives, and tells
-    what became of its start on its stdout; its stderr is ours. `report` and `wait` are called by
-    one thread, in this order, and `wait` must be; the rest is thread-safe.
+    what became of its start, and what else there is to tell, on its stdout; its stderr is ours.
+    `report`, any number of times, and `wait` are called by one thread, in this order, and `wait`
+    must be; the rest is thread-safe.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Child:
         return self._process.stdin.fileno()
 
     def report(self) -> dict[str, Any] | None:
-        """Waits for what the child tells of its start; None if it ends without."""
+        """Waits for the next that the child tells; None if it ends without."""
         assert self._process.stdout is not None  # it is a pipe
         line = self._process.stdout.readline()
         with suppress(ValueError):  # it was killed in the middle of the line

@@ -64,6 +64,7 @@ class Lost(NamedTuple):
 
 
 Event = Received | Connected | Lost
+OnEvents = Callable[[Sequence[Event]], None]
 
 
 class ChatClient:
@@ -73,14 +74,27 @@ class ChatClient:
     `connect` is called once, first. All else may be called from any thread; `receive` from one at
     a time, and it has to be: a client whose events nobody takes does not notice the loss of its
     stream. To send only, use `send_once`.
+
+    With `on_events`, `receive` is not used: that is called with one or more events, in order, in
+    the client's own thread. It may `post`. It must not call `close`, nor block for long: nothing is
+    read meanwhile, nor a lost stream replaced. If it raises, the client has failed, as after a
+    refusal for good, and whatever sends is told so.
     """
 
-    def __init__(self, user: str, servers: Sequence[str], rooms: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        user: str,
+        servers: Sequence[str],
+        rooms: Collection[str] = (),
+        *,
+        on_events: OnEvents | None = None,
+    ) -> None:
         if not servers:
             raise ValueError("at least one server is needed")
         self.user = user
         self._rooms = tuple(rooms)
         self._servers = tuple(servers)
+        self._on_events = on_events
         self._next_server = cycle(self._servers)
         self._backoff = Backoff()
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
@@ -113,7 +127,7 @@ class ChatClient:
     def receive(self, timeout: float | None = None) -> Event | None:
         """The next event in order; None if there is none within `timeout` seconds. Raises
         ClientClosed after `close`, ConnectionFailed once a server has refused this client for
-        good."""
+        good, RuntimeError if events go to `on_events`."""
         events = self._take_events(timeout, 1)
         return events[0] if events else None
 
@@ -123,6 +137,8 @@ class ChatClient:
         return self._take_events(timeout, BUFFERED_EVENTS)
 
     def _take_events(self, timeout: float | None, most: int) -> list[Event]:
+        if self._on_events is not None:
+            raise RuntimeError("events go to on_events")
         with self._changed:
             self._changed.wait_for(
                 lambda: self._events or self._closed or self._failure is not None, timeout
@@ -255,6 +271,10 @@ class ChatClient:
 
     def _put(self, events: Sequence[Event]) -> bool:
         """Gives out events, as many as fit at once; returns whether somebody may want them."""
+        if self._on_events is not None:
+            if events and not self._closed:
+                self._on_events(events)
+            return not self._closed
         given = 0
         with self._changed:
             while given < len(events) and not self._closed:
@@ -363,7 +383,7 @@ def _deliver(
             left = _left(deadline)
             seconds = backoff.next(asked_pause(error))
             if is_final(error) or (left is not None and left <= seconds):
-                raise SendFailed(cause(error)) from error
+                raise SendFailed(cause(error), maybe_written=not is_final(error)) from error
             if not server_spoke(error):
                 on_refused(cause(error))
         except ValueError:  # the channel was closed under the call: the stream has moved

@@ -163,6 +163,17 @@ class WorkerFailed(ChatError):
         return self.cause
 
 
+class BenchFailed(ChatError):
+    """A measurement could not be made; `cause` is why, in one line."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return self.cause
+
+
 class BrokerLost(ChatError):
     """The process of the embedded broker is gone, and with it every message."""
 
@@ -187,11 +198,13 @@ class ConnectionFailed(ChatError):
 
 
 class SendFailed(ChatError):
-    """A client's message was refused for good, or was not confirmed in time."""
+    """A client's message was refused for good, or was not confirmed in time; `maybe_written` tells
+    whether it may be in the log all the same."""
 
-    def __init__(self, cause: str) -> None:
-        super().__init__(cause)
+    def __init__(self, cause: str, *, maybe_written: bool = False) -> None:
+        super().__init__(cause, maybe_written)
         self.cause = cause
+        self.maybe_written = maybe_written
 
     def __str__(self) -> str:
         return f"Failed to send message: {self.cause}"

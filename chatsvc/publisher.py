@@ -95,7 +95,7 @@ class Publisher:
         except Exception as error:
             # Whoever waits must learn that nothing will come, whatever went wrong here.
             _log.exception("a publisher's thread failed")
-            self._fail(SendFailed(f"internal error: {error}"))
+            self._fail(SendFailed(f"internal error: {error}", maybe_written=True))
         self._give_up()
 
     def _await_work(self) -> bool:
@@ -119,7 +119,8 @@ class Publisher:
                     self._settle(outcome)
         except grpc.RpcError as error:
             if is_final(error):
-                raise SendFailed(cause(error)) from error
+                # What is under way may have been written all the same.
+                raise SendFailed(cause(error), maybe_written=True) from error
             pause = self._backoff.next(asked_pause(error))
         except ValueError:  # the channel was closed: the client has moved to another server
             pause = self._backoff.next()

@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -374,6 +374,65 @@ def test_a_foreign_server_is_not_waited_for(
         assert caught.value.cause == "no answer in time"
 
 
+# Events to a function
+
+
+def test_events_go_to_a_function(serve: Serve) -> None:
+    """All that receive would give reaches it, in order, the loss and the return too."""
+    server, where = serve()
+    events: list[Event] = []
+    with ChatClient("bob", [where], on_events=events.extend) as bob:
+        bob.connect()
+        sent = [bob.send(text) for text in ("one", "two")]
+        assert eventually(lambda: len(events) == 2)
+        server.stop()
+        assert eventually(lambda: len(events) == 3)
+        serve(port=int(where.rpartition(":")[2]), server_id="again")
+        assert eventually(lambda: len(events) == 4)
+    assert [event.message_id for event in events[:2] if isinstance(event, Received)] == sent
+    assert isinstance(events[2], Lost)
+    assert events[3] == Connected(where, "again", again=True)
+
+
+def test_receive_is_not_for_a_client_with_a_function(server: str) -> None:
+    """Nothing would ever come, so it is a mistake of the program."""
+    with ChatClient("bob", [server], on_events=lambda events: None) as bob:
+        bob.connect()
+        with pytest.raises(RuntimeError, match="on_events"):
+            bob.receive(0)
+
+
+def test_the_function_may_answer(server: str, open_client: OpenClient) -> None:
+    """A program can post in it."""
+
+    def answer(events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Received) and not event.own:
+                bot.post(f"re: {event.content}")
+
+    ann = open_client("ann", server)
+    with ChatClient("bot", [server], on_events=answer) as bot:
+        bot.connect()
+        ann.send("hi")
+        assert contents(ann, 2) == ["hi", "re: hi"]
+
+
+def test_a_function_that_raises_ends_the_client(
+    server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who sends hears why, instead of a client that lives on without events."""
+
+    def fail(events: Sequence[Event]) -> None:
+        raise ValueError("full")
+
+    with ChatClient("bob", [server], on_events=fail) as bob:
+        bob.connect()
+        bob.send("hi")
+        assert eventually(lambda: "the client's thread failed" in caplog.text)
+        with pytest.raises(ConnectionFailed, match="internal error: full"):
+            bob.send("more", timeout=WAIT)
+
+
 # Sending
 
 
@@ -395,6 +454,7 @@ def test_a_message_that_the_server_refuses_is_not_tried_again(
     with pytest.raises(SendFailed) as caught:
         bob.send("", timeout=None)
     assert str(caught.value) == "Failed to send message: content: must not be empty"
+    assert not caught.value.maybe_written
 
 
 def test_a_message_that_is_not_confirmed_in_time_fails(
@@ -404,8 +464,9 @@ def test_a_message_that_is_not_confirmed_in_time_fails(
     _, where = kafka.serve()
     bob = open_client("bob", where)
     kafka.go_away()
-    with pytest.raises(SendFailed):
+    with pytest.raises(SendFailed) as caught:
         bob.send("hi", timeout=1)
+    assert caught.value.maybe_written
 
 
 def test_a_send_survives_a_restart(

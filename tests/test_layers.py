@@ -19,6 +19,8 @@ LAYERS = (
     ("server",),
     ("parent", "worker", "broker"),
     ("child", "reservation", "gathering", "workers"),
+    ("bench.workload", "bench.ledger", "bench.histogram", "bench.receivers", "bench.senders"),
+    ("bench.crew", "bench.watch", "bench.figures", "bench.chart", "bench.run"),
 )
 ORDER = [module for layer in LAYERS for module in layer]
 
@@ -27,13 +29,22 @@ MAY_IMPORT = {
     "grpc": {"requests", "servicer", "link", "publisher", "client", "server"},
     "prometheus_client": {"metrics", "server", "gathering", "workers"},
     "orjson": {"records"},
+    "psutil": {"bench.watch"},
+    "pygal": {"bench.chart"},
     "click": set(),
     "prompt_toolkit": set(),
 }
 
 
 def _modules() -> list[Path]:
-    return sorted(path for path in (ROOT / "chatsvc").glob("*.py") if path.stem != "__init__")
+    package = ROOT / "chatsvc"
+    paths = [*package.glob("*.py"), *(package / "bench").glob("*.py")]
+    return sorted(path for path in paths if path.stem != "__init__")
+
+
+def _name(path: Path) -> str:
+    """The dotted name of a module, without that of the package."""
+    return ".".join(path.relative_to(ROOT / "chatsvc").with_suffix("").parts)
 
 
 def _imported(path: Path) -> Iterator[str]:
@@ -49,32 +60,30 @@ def _imported(path: Path) -> Iterator[str]:
 
 def test_every_module_has_its_place() -> None:
     """The layers name all modules, and no module that is not there."""
-    assert sorted(ORDER) == [path.stem for path in _modules()]
+    assert sorted(ORDER) == sorted(map(_name, _modules()))
 
 
-@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", _modules(), ids=_name)
 def test_imports_go_one_way(path: Path) -> None:
     """A module imports only modules that come before it."""
-    own = {
-        name.split(".")[1]
-        for name in _imported(path)
-        if name.startswith("chatsvc.") and name.split(".")[1] in ORDER
-    }
-    late = [name for name in own if ORDER.index(name) >= ORDER.index(path.stem)]
+    own = {name.removeprefix("chatsvc.") for name in _imported(path)} & set(ORDER)
+    late = [name for name in own if ORDER.index(name) >= ORDER.index(_name(path))]
     assert not late
 
 
-@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", _modules(), ids=_name)
 def test_each_library_is_known_where_it_belongs(path: Path) -> None:
     """Kafka, gRPC, Prometheus and click are each known to a few modules only."""
     for library in {name.split(".")[0] for name in _imported(path)} & set(MAY_IMPORT):
-        assert path.stem in MAY_IMPORT[library], f"{path.stem} imports {library}"
+        assert _name(path) in MAY_IMPORT[library], f"{_name(path)} imports {library}"
 
 
 def test_the_package_does_not_know_its_command_line() -> None:
     """Nothing in chatsvc imports chatsvc.cli."""
     assert not [
-        path.stem for path in _modules() if any("chatsvc.cli" in name for name in _imported(path))
+        path.stem
+        for path in _modules()
+        if any(f"{name}.".startswith("chatsvc.cli.") for name in _imported(path))
     ]
 
 

@@ -1,0 +1,1 @@
+"""Measuring a running server with the clients that it is made for."""
