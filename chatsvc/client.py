@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ STABLE_SECONDS = 10.0
 
 class Received(NamedTuple):
     """A message. `at` is when Kafka appended it; `own` whether its sender has this user's id;
-    `room` is empty in the lobby."""
+    `room` is empty in the lobby; `missed` whether it came while there was no stream."""
 
     user: str
     content: str
@@ -46,6 +46,7 @@ class Received(NamedTuple):
     message_id: str
     own: bool
     room: str = LOBBY
+    missed: bool = False
 
 
 class Connected(NamedTuple):
@@ -63,7 +64,14 @@ class Lost(NamedTuple):
     cause: str
 
 
-Event = Received | Connected | Lost
+class Gone(NamedTuple):
+    """What came meanwhile is partly lost: Kafka keeps it no longer. At most `records` messages, of
+    all rooms; None if that is unknown, since the topic is another one."""
+
+    records: int | None
+
+
+Event = Received | Connected | Lost | Gone
 OnEvents = Callable[[Sequence[Event]], None]
 
 
@@ -96,6 +104,8 @@ class ChatClient:
         self._servers = tuple(servers)
         self._on_events = on_events
         self._next_server = cycle(self._servers)
+        # Where to go on; the client's thread alone uses it once that runs.
+        self._cursor = b""
         self._backoff = Backoff()
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         # Guards all that follows; notified whenever any of it changes.
@@ -212,7 +222,7 @@ class ChatClient:
             with self._changed:
                 if self._closed:
                     raise ClientClosed
-                self._call = call = link.subscribe(self.user, self._rooms)
+                self._call = call = link.subscribe(self.user, self._rooms, self._cursor)
             server_id = link.registered(call)
             with self._changed:
                 if self._closed:  # close() has not seen this link
@@ -249,14 +259,26 @@ class ChatClient:
     def _read_stream(self) -> Any:
         """Takes messages until the stream ends; returns what ended it."""
         try:
+            missed = bool(self._cursor)
             for delivery in self._call:
-                if not self._put([*filter(None, map(self._received, delivery.messages))]):
+                if not self._put(list(self._events_of(delivery, missed))):
                     break
+                # Only now: a message that was not given out has to come again.
+                self._cursor = delivery.cursor
+                missed = missed and not delivery.caught_up
         except grpc.RpcError as error:
             return error
         return self._call
 
-    def _received(self, message: chat_pb2.Message) -> Received | None:
+    def _events_of(self, delivery: chat_pb2.Delivery, missed: bool) -> Iterator[Event]:
+        if delivery.gaps:
+            yield Gone(sum(gap.end - gap.start for gap in delivery.gaps))
+        for message in delivery.messages:
+            received = self._received(message, missed)
+            if received is not None:
+                yield received
+
+    def _received(self, message: chat_pb2.Message, missed: bool) -> Received | None:
         """What to give out of a message; None of one that was given out before."""
         user, message_id = message.id, message.message_id
         if message_id:
@@ -267,7 +289,8 @@ class ChatClient:
             if len(self._seen) > REMEMBERED_IDS:
                 self._seen.popitem(last=False)
         own = user == self.user
-        return Received(user, message.content, _time(message), message_id, own, message.room)
+        at = _time(message)
+        return Received(user, message.content, at, message_id, own, message.room, missed)
 
     def _put(self, events: Sequence[Event]) -> bool:
         """Gives out events, as many as fit at once; returns whether somebody may want them."""
@@ -292,7 +315,8 @@ class ChatClient:
         assert link is not None  # the stream that was lost ran on it
         link.close()
         self._put([Lost(link.server, cause(error))])
-        while not self._is_final(error):
+        gone: list[Event] = []
+        while self._cursor_refused(error, gone) or not self._is_final(error):
             if not self._pause(self._backoff.next(asked_pause(error))):
                 return False
             try:
@@ -302,8 +326,17 @@ class ChatClient:
             except ClientClosed:
                 return False
             else:
-                return self._put([connected])
+                return self._put([connected, *gone])
         return False
+
+    def _cursor_refused(self, error: Any, gone: list[Event]) -> bool:
+        """Whether it may be for the cursor that a server refused this client: of a topic that was
+        made anew it knows nothing. Then it goes on without, which is an event."""
+        if not self._cursor or error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+            return False
+        self._cursor = b""
+        gone.append(Gone(None))
+        return True
 
     def _is_final(self, error: Any) -> bool:
         if not is_final(error):

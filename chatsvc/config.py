@@ -47,6 +47,8 @@ class Config:
     outbox_messages: int = 1_000
     outbox_bytes: int = 1024 * 1024
     """A stream whose client is further behind than either is closed as slow."""
+    tail_bytes: int = 16 * 1024 * 1024
+    """The newest messages that are kept in memory, for clients that come back or are behind."""
     senders: int = 4
     """Threads that drain outboxes while no client is stuck."""
     send_timeout: float = 10.0
@@ -113,7 +115,14 @@ class Config:
 
 
 _POSITIVE = (
-    *("outbox_messages", "outbox_bytes", "senders", "send_timeout", "request_timeout"),
+    *(
+        "outbox_messages",
+        "outbox_bytes",
+        "tail_bytes",
+        "senders",
+        "send_timeout",
+        "request_timeout",
+    ),
     *("publish_timeout", "kafka_timeout", "heartbeat_interval", "partitions_interval"),
     "stop_timeout",
 )

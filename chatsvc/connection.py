@@ -1,13 +1,16 @@
 """Connection: one subscriber's stream, its outbox and why it ended."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from chatsvc import frames
 from chatsvc.errors import CloseReason
 from chatsvc.feed import Feed, Overflow, Position
 from chatsvc.model import LOBBY
+from chatsvc.replay import Chunk, Need, Replay
 from chatsvc.senders import TURN_SECONDS, Pulse
+from chatsvc.tail import Tail
 
 ALL = 1 << 30
 """More messages than a feed holds."""
@@ -30,15 +33,35 @@ class Stream(Protocol):
         """Cuts the stream off; a blocked `send` returns."""
 
 
+class Past(Protocol):
+    """What a connection needs to catch up with its feed; the hub has it. Nothing blocks."""
+
+    tail: Tail
+
+    def level(self, feed: "Feed[Connection]") -> tuple[Mapping[int, int], Position]:
+        """The positions up to which everything has been broadcast, and the end of a feed at the
+        same moment."""
+
+    def cursor(self, positions: Mapping[int, int]) -> bytes:
+        """A Delivery that says where to go on."""
+
+    def fetch(self, need: Need, connection: "Connection") -> None:
+        """Has `take_chunk` called and hands the connection to a sender then."""
+
+    def wait(self, connection: "Connection", live: Mapping[int, int]) -> None:
+        """Hands the connection to a sender when more than up to `live` has been broadcast."""
+
+
 class Connection:
-    """One subscriber. With `batched` a frame is a Delivery of all that waits, else a Message; a
-    `greeting` is sent before all others.
+    """One subscriber. With `batched` a frame is a Delivery of all that waits, else a Message.
 
     A sender thread drains the outbox, which is what the feed holds behind `position`; the outbox
-    is bounded as the feed is. When it overflows, or one send takes longer than `send_timeout`,
-    the connection closes as SLOW: the stream ends at once with what was sent, and is cut off if
-    the client does not take even that within another `send_timeout`: `on_end` is called when the
-    end has been sent, and from then on somebody has to call `check_end` now and then.
+    is bounded as the feed is. A connection with a `replay` is brought level with the feed by it
+    first. When the outbox of a batched one overflows it gets a replay again; any other closes as
+    SLOW then. So does each if one send takes longer than `send_timeout`: the stream ends at once
+    with what was sent, and is cut off if the client does not take even that within another
+    `send_timeout`: `on_end` is called when the end has been sent, and from then on somebody has to
+    call `check_end` now and then.
 
     `drain` runs in one sender at a time; all else may be called from any thread and does not
     block.
@@ -54,8 +77,11 @@ class Connection:
         "_left",
         "_lock",
         "_on_end",
+        "_past",
         "_position",
+        "_positions",
         "_reason",
+        "_replay",
         "_send_timeout",
         "_sent",
         "_stream",
@@ -74,7 +100,8 @@ class Connection:
         *,
         rooms: frozenset[str] = frozenset((LOBBY,)),
         batched: bool = False,
-        greeting: bytes = b"",
+        past: Past | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self.user = user
         self.rooms = rooms
@@ -84,8 +111,12 @@ class Connection:
         self._on_end = on_end
         self._position: Position = feed.end
         self._batched = batched
+        self._past = past
+        # Where it is in the log when it has a replay, or would have one.
+        self._replay = replay
+        self._positions: Mapping[int, int] = {}
         # What is being sent, behind which the position is, and how much of it has been.
-        self._frames: Sequence[bytes] = (greeting,) if greeting else ()
+        self._frames: Sequence[bytes] = ()
         self._sent = 0
         self._taken = 0
         self._fanned_out_at = 0.0
@@ -106,12 +137,13 @@ class Connection:
         """Messages that have not been sent yet."""
         unsent = len(self._frames) - self._sent
         taken = self._taken if self._batched and unsent else unsent
-        return self._feed.backlog(self._position) + taken
+        return taken if self._replay is not None else self._feed.backlog(self._position) + taken
 
     @property
     def nearly_overflows(self) -> bool:
-        """Whether the outbox is more than half full."""
-        return self._feed.nearly_overflows(self._position)
+        """Whether the outbox is more than half full. Not while it is brought level: what the feed
+        holds does not matter then."""
+        return self._replay is None and self._feed.nearly_overflows(self._position)
 
     def drain(self, pulse: Pulse) -> bool:
         """Sends what is in the outbox now. Then the connection rests at the end of the feed, or
@@ -124,11 +156,20 @@ class Connection:
             if self._reason is CloseReason.SLOW:
                 return self._end(pulse.beat())
             if self._sent == len(self._frames):
+                if self._replay is not None:
+                    now = pulse.beat()
+                    if self._reason is not None:
+                        return self._end(now)
+                    if now > deadline:
+                        return True
+                    if not self._catch_up(now):
+                        return False
+                    continue
                 try:
                     if not self._take(turn_end):
                         return True
                 except Overflow:
-                    self._close_slow()
+                    self._fall_behind()
                     continue
             if not self._frames:
                 if self._reason is not None:
@@ -138,6 +179,42 @@ class Connection:
             elif not self._send_frames(pulse, deadline):
                 return not self._left
         return False
+
+    def _catch_up(self, now: float) -> bool:
+        """Takes the next frame from the replay. Returns False, as the last thing that this sender
+        does with the connection, if it has to wait for it."""
+        past, replay = self._past, self._replay
+        assert past is not None  # who has a replay has this too
+        assert replay is not None  # the caller has looked
+        live, position = past.level(self._feed)
+        step = replay.step(live, past.tail)
+        if isinstance(step, Need):
+            past.fetch(step, self)
+            return False
+        caught_up = step.level and not replay.is_ahead(live)
+        if not (step.elements or step.gaps or caught_up):
+            if step.level:
+                past.wait(self, live)
+            return not step.level
+        cursor = past.cursor(replay.positions)
+        frame = frames.replayed(step.elements, step.gaps, cursor, caught_up=caught_up)
+        self._frames, self._sent = (frame,), 0
+        self._taken, self._fanned_out_at = len(step.elements), now
+        if caught_up:
+            self._replay, self._position, self._positions = None, position, live
+        return True
+
+    def take_chunk(self, chunk: Chunk | None) -> None:
+        """What `fetch` of the past was asked for; None if it cannot be had any more."""
+        if chunk is not None and self._replay is not None:
+            self._replay.take(chunk)
+
+    def _fall_behind(self) -> None:
+        """What follows the position is no longer in the feed."""
+        if self._past is None:
+            self._close_slow()
+        else:
+            self._replay = Replay(self.rooms, self._positions)
 
     def _take(self, turn_end: int) -> bool:
         """Takes the next frames from the feed, none if the connection is level. Returns False if
@@ -157,6 +234,7 @@ class Connection:
         self._fanned_out_at = batches[0].fanned_out_at
         self._taken = position.messages - self._position.messages
         self._position = position
+        self._positions = batches[-1].positions
         return True
 
     def _send_frames(self, pulse: Pulse, deadline: float) -> bool:
@@ -198,7 +276,8 @@ class Connection:
     def check_send(self, seconds: float, now: float) -> None:
         """Called now and then while one send has been blocked for `seconds`: closes as SLOW when
         that is too long or the outbox has overflowed."""
-        if seconds > self._send_timeout or self._feed.has_overflowed(self._position):
+        overflowed = self._past is None and self._feed.has_overflowed(self._position)
+        if seconds > self._send_timeout or overflowed:
             self._close_slow()
             self._end(now)
 

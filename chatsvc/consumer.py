@@ -169,13 +169,13 @@ class TopicConsumer:
         for message in messages:
             error = message.error()
             if error is None:
-                records.append(_record(message))
+                records.append(record(message))
             elif error.code() == KafkaError._PARTITION_EOF:
                 ends.append(message.partition())
             else:
                 self._handle_error(client, message, error)
-        for record in records:
-            self._positions[record.partition] = record.offset + 1
+        for each in records:
+            self._positions[each.partition] = each.offset + 1
         try:
             if records:
                 self._on_records(records)
@@ -274,7 +274,8 @@ def _settings(client_id: str, topic: str) -> dict[str, object]:
     }
 
 
-def _record(message: Message) -> Record:
+def record(message: Message) -> Record:
+    """A message of librdkafka's that is no error."""
     kind, milliseconds = message.timestamp()
     return Record(
         message.partition() or 0,

@@ -4,12 +4,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from chatsvc import frames
-from chatsvc.cursor import CursorFormat
+from chatsvc.entries import Entry, entry
 from chatsvc.errors import InvalidRecord
 from chatsvc.hub import Hub
 from chatsvc.model import Record
-from chatsvc.records import decode_message
+from chatsvc.tail import Tail
 
 _log = logging.getLogger(__name__)
 
@@ -17,13 +16,10 @@ BATCH_MESSAGES = 64
 BATCH_BYTES = 64 * 1024
 """How much is broadcast at once at most: little against an outbox."""
 
-MAX_MS = 253_402_300_799_999
-"""The last millisecond of the year 9999, the last that a protobuf Timestamp can be."""
-
 
 class Fanout:
-    """Decodes and encodes each record once, and broadcasts them in the order read, in batches with
-    the cursor behind each.
+    """Decodes and encodes each record once, appends it to the tail, and broadcasts all in the order
+    read, in batches with the positions behind each.
 
     Called in the chat consumer's thread. Records that are not chat messages are counted and
     skipped, and messages of rooms that nobody here is in are skipped.
@@ -32,14 +28,14 @@ class Fanout:
     def __init__(
         self,
         hub: Hub,
-        cursors: CursorFormat,
+        tail: Tail,
         *,
         count_received: Callable[[int], None],
         count_invalid: Callable[[str], None],
         observe_latency: Callable[[float], None],
     ) -> None:
         self._hub = hub
-        self._cursors = cursors
+        self._tail = tail
         self._count_received = count_received
         self._count_invalid = count_invalid
         self._observe_latency = observe_latency
@@ -52,6 +48,7 @@ class Fanout:
     def on_positions(self, positions: Mapping[int, int]) -> None:
         """The consumer reads on from here, whatever it has read before."""
         self._positions = dict(positions)
+        self._tail.begin(positions)
         self._broadcast()
 
     def on_records(self, records: list[Record]) -> None:
@@ -68,8 +65,9 @@ class Fanout:
     def _take(self, record: Record, now: float) -> bool:
         """Encodes a record for the next batch. Returns whether it is a message."""
         try:
-            message = decode_message(record.value)
+            message = entry(record, int(now * 1_000))
         except InvalidRecord as error:
+            self._tail.advance(record.partition, record.offset + 1)
             self._count_invalid(error.reason)
             _log.debug(
                 "Record skipped - Partition: %d, Offset: %d: %s",
@@ -78,23 +76,21 @@ class Fanout:
                 error,
             )
             return False
-        appended_ms = record.appended_ms
-        if not 0 <= appended_ms <= MAX_MS:  # unknown, or no time at all
-            appended_ms = int(now * 1_000)
-        self._observe_latency(max(0.0, now - appended_ms / 1_000))
+        self._tail.append(record.partition, message)
+        self._observe_latency(max(0.0, now - message.appended_ms / 1_000))
         if self._hub.has_room(message.room):
-            self._add(message.room, frames.encode(message, appended_ms))
+            self._add(message)
         return True
 
-    def _add(self, room: str, encoded: bytes) -> None:
-        if self._messages == BATCH_MESSAGES or self._bytes + len(encoded) > BATCH_BYTES:
+    def _add(self, message: Entry) -> None:
+        size = message.size
+        if self._messages == BATCH_MESSAGES or self._bytes + size > BATCH_BYTES:
             self._broadcast()
-        self._rooms.setdefault(room, []).append(encoded)
+        self._rooms.setdefault(message.room, []).append(message.encoded)
         self._messages += 1
-        self._bytes += len(encoded)
+        self._bytes += size
 
     def _broadcast(self) -> None:
         rooms, self._rooms = self._rooms, {}
         self._messages = self._bytes = 0
-        cursor = frames.cursor(self._cursors.encode(self._positions))
-        self._hub.broadcast(rooms, cursor, time.monotonic())
+        self._hub.broadcast(rooms, dict(self._positions), time.monotonic())

@@ -4,14 +4,15 @@ A Batch is what one read of Kafka brought for one room. Every stream of that roo
 bytes objects; nothing is encoded or copied a connection.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatsvc.errors import ChatError, InvalidRequest, MessageTooLarge
-from chatsvc.model import Acked, ChatMessage
+from chatsvc.model import Acked, ChatMessage, Gap
 from chatsvc.pb import chat_pb2
 from chatsvc.varint import encode_varint
 
@@ -27,7 +28,8 @@ class Batch(NamedTuple):
     """Encoded messages in order, each by itself and all as a Delivery.
 
     `cursor` is a Delivery too, which has nothing but where to go on after them; several batches
-    need it once. `size` is the delivery's bytes, `fanned_out_at` the monotonic time at which this
+    need it once; `positions` are the same, of each partition the next offset. `size` is the
+    delivery's bytes, `fanned_out_at` the monotonic time at which this
     server handed them to its streams.
     """
 
@@ -36,6 +38,7 @@ class Batch(NamedTuple):
     cursor: bytes
     size: int
     fanned_out_at: float
+    positions: Mapping[int, int] = MappingProxyType({})
 
 
 def encode(message: ChatMessage, appended_ms: int) -> bytes:
@@ -59,15 +62,33 @@ def _timestamp(appended_ms: int) -> bytes:
     return encoded
 
 
-def batch(messages: Sequence[bytes], fanned_out_at: float, cursor: bytes = b"") -> Batch:
-    """A batch of encoded messages and the Delivery that `cursor` made for them."""
-    delivery = b"".join(part for message in messages for part in _entry(message))
-    return Batch(tuple(messages), delivery, cursor, len(delivery), fanned_out_at)
+def batch(
+    messages: Sequence[bytes],
+    fanned_out_at: float,
+    cursor: bytes = b"",
+    positions: Mapping[int, int] = MappingProxyType({}),
+) -> Batch:
+    """A batch of encoded messages and the Delivery that `cursor` made for the positions behind
+    them."""
+    delivery = b"".join(map(element, messages))
+    return Batch(tuple(messages), delivery, cursor, len(delivery), fanned_out_at, positions)
 
 
 def cursor(encoded: bytes) -> bytes:
     """A Delivery that has nothing but a cursor."""
     return _CURSOR_TAG + encode_varint(len(encoded)) + encoded
+
+
+def replayed(
+    elements: Sequence[bytes], gaps: Iterable[Gap], cursor: bytes, *, caught_up: bool
+) -> bytes:
+    """Elements of Delivery.messages as a Delivery, with what is lost before them and the Delivery
+    that `cursor` made for what is behind them."""
+    rest = chat_pb2.Delivery(
+        gaps=[chat_pb2.Gap(partition=gap.partition, start=gap.start, end=gap.end) for gap in gaps],
+        caught_up=caught_up,
+    )
+    return b"".join([*elements, rest.SerializeToString(), cursor])
 
 
 def join(batches: Sequence[Batch]) -> bytes:
@@ -91,6 +112,6 @@ def _outcome(message_id: str, outcome: Acked | ChatError) -> chat_pb2.Outcome:
     return chat_pb2.Outcome(message_id=message_id, status=status, detail=str(outcome))
 
 
-def _entry(message: bytes) -> tuple[bytes, bytes, bytes]:
-    """A message as an element of Delivery.messages: its tag, its length and itself."""
-    return _MESSAGES_TAG, encode_varint(len(message)), message
+def element(message: bytes) -> bytes:
+    """An encoded message as an element of Delivery.messages: its tag, its length and itself."""
+    return _MESSAGES_TAG + encode_varint(len(message)) + message

@@ -8,13 +8,17 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
+from chatsvc import frames
 from chatsvc.connection import Connection, Stream
+from chatsvc.cursor import CursorFormat
 from chatsvc.errors import CloseReason, ServerFull, ServerStopping
-from chatsvc.feed import Feed
+from chatsvc.feed import Feed, Position
 from chatsvc.frames import Batch, batch
 from chatsvc.model import LOBBY
+from chatsvc.replay import Chunk, Need, Replay
 from chatsvc.seats import Seats
 from chatsvc.senders import Drainable, SenderPool
+from chatsvc.tail import Tail
 
 Rooms = frozenset[str]
 THE_LOBBY: Rooms = frozenset((LOBBY,))
@@ -23,10 +27,11 @@ THE_LOBBY: Rooms = frozenset((LOBBY,))
 class Hub:
     """The connections of this server and their feeds.
 
-    Thread-safe. `on_change` is called with a user's name and its new number of connections, in
-    the order of the changes and under the hub's lock: it may do no more than take a note.
-    `on_leave` is called once for each connection that was added, when its stream is over, with the
-    reason and the number of messages that its client was not sent.
+    Thread-safe. A batched connection reads what it has missed from `tail`, or from chunks of the
+    log that `fetch` is asked for. `on_change` is called with a user's name and its new number of
+    connections, in the order of the changes and under the hub's lock: it may do no more than take a
+    note. `on_leave` is called once for each connection that was added, when its stream is over,
+    with the reason and the number of messages that its client was not sent.
     """
 
     def __init__(
@@ -34,6 +39,9 @@ class Hub:
         senders: SenderPool,
         *,
         seats: Seats,
+        tail: Tail,
+        cursors: CursorFormat,
+        fetch: Callable[[Need, Callable[[Chunk | None], None]], None],
         outbox_messages: int,
         outbox_bytes: int,
         send_timeout: float,
@@ -42,6 +50,9 @@ class Hub:
     ) -> None:
         self._senders = senders
         self._seats = seats
+        self.tail = tail
+        self._cursors = cursors
+        self._fetch = fetch
         self._send_timeout = send_timeout
         self._on_change = on_change
         self._on_leave = on_leave
@@ -54,8 +65,10 @@ class Hub:
         self._feeds: dict[Rooms, _SharedFeed] = {}
         # Of each room the feeds that it goes to. The tuples are replaced, never changed.
         self._feeds_of: dict[str, tuple[_SharedFeed, ...]] = {}
-        # A Delivery with the cursor behind all that was broadcast.
-        self._cursor = b""
+        # Of each partition the offset behind all that was broadcast. Replaced, never changed.
+        self._positions: Mapping[int, int] = {}
+        # Connections that wait until more has been broadcast.
+        self._waiting: set[Connection] = set()
         self._users: Counter[str] = Counter()
         self._closing = False
         # Connections that were sent their end and whose streams are not over yet. Appended and
@@ -69,10 +82,12 @@ class Hub:
         *,
         rooms: Rooms = THE_LOBBY,
         batched: bool = False,
+        positions: Mapping[int, int] | None = None,
     ) -> Connection:
         """A new connection, which receives all that is broadcast to `rooms` from now on, once
-        `activate` is called: a Delivery a frame with `batched`, else a Message. The first Delivery
-        is a cursor. Raises ServerFull or ServerStopping."""
+        `activate` is called: a Delivery a frame with `batched`, else a Message. A batched one
+        receives what has come since `positions` before; its first Delivery has a cursor. Raises
+        ServerFull or ServerStopping."""
         with self._lock:
             if self._closing:
                 raise ServerStopping
@@ -86,12 +101,16 @@ class Hub:
                 on_end=self._watch_end,
                 rooms=rooms,
                 batched=batched,
-                greeting=self._cursor if batched else b"",
+                past=self if batched else None,
+                replay=self._replay(rooms, positions) if batched else None,
             )
             self._connections.add(connection)
             self._users[user] += 1
             self._on_change(user, self._users[user])
         return connection
+
+    def _replay(self, rooms: Rooms, positions: Mapping[int, int] | None) -> Replay:
+        return Replay(rooms, self._positions if positions is None else positions)
 
     def activate(self, connection: Connection) -> None:
         """Lets senders drain the connection from now on."""
@@ -104,6 +123,7 @@ class Hub:
             if connection not in self._connections:
                 return False
             self._connections.remove(connection)
+            self._waiting.discard(connection)
             self._part(connection.rooms)
             user = connection.user
             self._users[user] -= 1
@@ -150,11 +170,12 @@ class Hub:
         return room in self._feeds_of
 
     def broadcast(
-        self, rooms: Mapping[str, Sequence[bytes]], cursor: bytes, fanned_out_at: float
+        self, rooms: Mapping[str, Sequence[bytes]], positions: Mapping[int, int], now: float
     ) -> None:
         """Puts the encoded messages of some rooms into the outboxes of who is there and returns.
-        `cursor` is a Delivery that says where to go on after them; it also moves those on who are
-        in none of these rooms. Called by one thread.
+        `positions` are of each partition the offset behind them; the tail has all that is before.
+        They also move those on who are in none of these rooms. Called by one thread, which does not
+        change `positions` any more.
 
         Waits only while the server's own senders are so far behind that a client which keeps up
         would overflow: Kafka holds the rest meanwhile.
@@ -162,6 +183,7 @@ class Hub:
         messages = sum(map(len, rooms.values()))
         if messages:
             self._senders.wait_while_behind(_nearly_overflows, messages, self._send_timeout)
+        cursor = self.cursor(positions)
         woken: set[Connection] = set()
         with self._lock:
             batches: dict[Rooms, Batch] = {}
@@ -170,10 +192,38 @@ class Hub:
                 heard = shared.rooms.intersection(rooms)
                 if heard not in batches:
                     joined = [each for room in rooms if room in heard for each in rooms[room]]
-                    batches[heard] = batch(joined, fanned_out_at, cursor)
+                    batches[heard] = batch(joined, now, cursor, positions)
                 woken |= shared.feed.append(batches[heard])
-            self._cursor = cursor
+            self._positions = positions
+            woken |= self._waiting
+            self._waiting = set()
         self._senders.ready(woken)
+
+    def level(self, feed: Feed[Connection]) -> tuple[Mapping[int, int], Position]:
+        """The positions behind all that was broadcast, and the end of a feed at that moment."""
+        with self._lock:
+            return self._positions, feed.end
+
+    def cursor(self, positions: Mapping[int, int]) -> bytes:
+        """A Delivery that says where to go on."""
+        return frames.cursor(self._cursors.encode(positions))
+
+    def fetch(self, need: Need, connection: Connection) -> None:
+        """Gives a connection what it needs of the log and hands it to a sender, later."""
+
+        def fetched(chunk: Chunk | None) -> None:
+            connection.take_chunk(chunk)
+            self._senders.ready([connection])
+
+        self._fetch(need, fetched)
+
+    def wait(self, connection: Connection, live: Mapping[int, int]) -> None:
+        """Hands a connection to a sender when more than up to `live` has been broadcast."""
+        with self._lock:
+            if self._positions is live and not self._closing:
+                self._waiting.add(connection)
+                return
+        self._senders.ready([connection])
 
     def check(self, now: float) -> bool:
         """The watchdog's check: cuts off ended connections whose clients do not take the end."""
@@ -189,7 +239,9 @@ class Hub:
         with self._lock:
             self._closing = True
             connections = list(self._connections)
-        self._senders.ready([each for each in connections if each.close(reason)])
+            waiting, self._waiting = self._waiting, set()
+        ready = {each for each in connections if each.close(reason)}
+        self._senders.ready(ready | waiting)
 
     def users(self) -> dict[str, int]:
         """A copy of who is here, with how many connections."""

@@ -44,9 +44,12 @@ class Link:
         stub = chat_pb2_grpc.ChatStub
         self._chat_stub = stub(self._channel)
 
-    def subscribe(self, user: str, rooms: Collection[str]) -> Any:
-        """Starts a stream of Deliveries, which `registered` waits for."""
-        request = chat_pb2.SubscribeRequest(user=chat_pb2.User(id=user, name=user), rooms=rooms)
+    def subscribe(self, user: str, rooms: Collection[str], cursor: bytes) -> Any:
+        """Starts a stream of Deliveries, from `cursor` on if there is one, which `registered` waits
+        for."""
+        request = chat_pb2.SubscribeRequest(
+            user=chat_pb2.User(id=user, name=user), rooms=rooms, cursor=cursor
+        )
         return self._chat_stub.Subscribe(request)
 
     def registered(self, call: Any) -> str:

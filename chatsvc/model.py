@@ -61,6 +61,14 @@ class Acked(NamedTuple):
     appended_ms: int
 
 
+class Gap(NamedTuple):
+    """The records of a partition from offset `start` up to before `end` are lost."""
+
+    partition: int
+    start: int
+    end: int
+
+
 class Record(NamedTuple):
     """What was read from a topic. `appended_ms` is Kafka's clock where the topic has
     LogAppendTime, else the writer's (`by_broker` tells), in milliseconds of Unix time."""

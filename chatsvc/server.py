@@ -24,11 +24,13 @@ from chatsvc.memory import MemoryTrim
 from chatsvc.metrics import Metrics, MetricsPort
 from chatsvc.presence import Presence
 from chatsvc.producer import Producer
+from chatsvc.reader import LogReader
 from chatsvc.registrar import BEATS_PER_LISTING, Registrar
 from chatsvc.requests import RequestWatch
 from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.servicer import Servicer
+from chatsvc.tail import Tail
 from chatsvc.topics import Topics
 from chatsvc.watchdog import Watchdog
 
@@ -87,9 +89,9 @@ class Server:
         self._running.callback(port.close)
         brokers, identity, warnings = self._reach_kafka()
         producer = self._start_producer(brokers)
-        self._build(producer)
+        self._build(brokers, producer, CursorFormat(identity))
         self._start_threads()
-        self._start_reading(brokers, producer, CursorFormat(identity))
+        self._start_reading(brokers, producer)
         listening_port = self._listen(producer)
         return Listening(listening_port, metrics_url, brokers, not config.brokers, warnings)
 
@@ -128,9 +130,10 @@ class Server:
         producer.start()
         return producer
 
-    def _build(self, producer: Producer) -> None:
+    def _build(self, brokers: tuple[str, ...], producer: Producer, cursors: CursorFormat) -> None:
         config = self._config
         metrics = self.metrics
+        self._cursors = cursors
         self._watchdog = Watchdog()
         observe = metrics.delivery_latency.observe
         self._slow_senders = SenderPool("slow-sender", SLOW_SENDERS, self._watchdog.wake, observe)
@@ -141,9 +144,13 @@ class Server:
         self._requests = RequestWatch(
             config.rpc_threads, config.request_timeout, self._watchdog.wake
         )
+        self._log_reader = LogReader(brokers, config.server_id, config.topic)
         self._hub = Hub(
             self._senders,
             seats=self._seats,
+            tail=Tail(config.tail_bytes),
+            cursors=cursors,
+            fetch=self._log_reader.fetch,
             outbox_messages=config.outbox_messages,
             outbox_bytes=config.outbox_bytes,
             send_timeout=config.send_timeout,
@@ -169,6 +176,8 @@ class Server:
         self._running.callback(self._watchdog.close)
         self._watchdog.start()
         # Stopped in the opposite order: what the senders hand to the slow lane is drained there.
+        self._running.callback(self._log_reader.close)
+        self._log_reader.start()
         for pool in (self._slow_senders, self._senders, self._replies):
             self._running.callback(self._close_pool, pool)
             pool.start()
@@ -176,13 +185,11 @@ class Server:
     def _close_pool(self, pool: SenderPool) -> None:
         pool.close(self._time_left(0.5))
 
-    def _start_reading(
-        self, brokers: tuple[str, ...], producer: Producer, cursors: CursorFormat
-    ) -> None:
+    def _start_reading(self, brokers: tuple[str, ...], producer: Producer) -> None:
         config = self._config
         fanout = Fanout(
             self._hub,
-            cursors,
+            self._hub.tail,
             count_received=self.metrics.messages_received.inc,
             count_invalid=lambda reason: self.metrics.records_invalid.labels(
                 config.topic, reason
@@ -253,6 +260,7 @@ class Server:
             partial(producer.publish, config.topic),
             self._replies,
             self._requests,
+            self._cursors,
             self.metrics,
             publish_pool,
             send_timeout=config.send_timeout,
@@ -282,6 +290,7 @@ class Server:
         self._requests.close()
         servicer.stop()
         self._hub.close(CloseReason.SHUTDOWN)
+        self._log_reader.close()
         if not stopped.wait(self._time_left(0.4 * self._config.stop_timeout)):
             producer.give_up()  # Kafka is away: refuse what waits for it while there is time
         if not stopped.wait(self._time_left(0.5)):

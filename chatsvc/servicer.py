@@ -9,7 +9,7 @@ import logging
 import secrets
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatsvc import frames, metadata, rules
+from chatsvc.cursor import CursorFormat
 from chatsvc.errors import (
     ChatError,
     CloseReason,
@@ -246,6 +247,7 @@ class Servicer:
         publish: Publish,
         replies: SenderPool,
         requests: RequestWatch,
+        cursors: CursorFormat,
         metrics: Metrics,
         publish_pool: ThreadPoolExecutor,
         *,
@@ -258,6 +260,7 @@ class Servicer:
         self._publish = publish
         self._replies = replies
         self._requests = requests
+        self._cursors = cursors
         self._metrics = metrics
         self._send_timeout = send_timeout
         self._publish_timeout = publish_timeout
@@ -308,10 +311,9 @@ class Servicer:
     def _subscribe(self, request: chat_pb2.SubscribeRequest, call: _Call) -> None:
         with self._counted_refusals():
             rules.check_rooms("rooms", request.rooms)
-            if request.cursor:
-                raise InvalidRequest("cursor", "resuming is not served yet; leave it empty")
+            positions = self._cursors.decode(request.cursor) if request.cursor else None
             rooms = frozenset(request.rooms) or THE_LOBBY
-            self._register(request.user.id, rooms, call, batched=True)
+            self._register(request.user.id, rooms, call, batched=True, positions=positions)
 
     @contextmanager
     def _counted_refusals(self) -> Iterator[None]:
@@ -321,10 +323,20 @@ class Servicer:
             self._metrics.connections_failed.labels(_REFUSALS[type(error)]).inc()
             raise
 
-    def _register(self, user: str, rooms: Rooms, call: _Call, *, batched: bool) -> None:
+    def _register(
+        self,
+        user: str,
+        rooms: Rooms,
+        call: _Call,
+        *,
+        batched: bool,
+        positions: Mapping[int, int] | None = None,
+    ) -> None:
         """Makes the call a connection. Raises InvalidRequest, ServerFull or ServerStopping."""
         rules.check_name("user.id", user)
-        connection = self._hub.add(user, _Stream(call), rooms=rooms, batched=batched)
+        connection = self._hub.add(
+            user, _Stream(call), rooms=rooms, batched=batched, positions=positions
+        )
         # From here on the callback, which runs once when the call is over, cleans up.
         if not call.context.add_callback(partial(self._hub.remove, connection)):
             self._hub.remove(connection)

@@ -122,9 +122,9 @@ class Topics:
         at the others a moment later. Raises TopicFailed or KafkaUnreachable."""
         cluster = self._metadata().cluster_id or ""
         if cluster.startswith("mockCluster"):
-            # librdkafka's own, which knows no administration: it makes its id when it starts and
-            # forgets its topics when it ends.
-            return cluster.encode()
+            # librdkafka's own, which knows no administration and forgets its topics when it ends.
+            # Its id is where it is in memory, where the next one may be too; so the ports count.
+            return f"{cluster} {','.join(sorted(self._brokers))}".encode()
         return f"{cluster} {self._topic_id(topic)}".encode()
 
     def _topic_id(self, topic: str) -> object:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, NamedTuple
 
-from chatsvc.client import ChatClient, Connected, Lost, Received
+from chatsvc.client import ChatClient, Connected, Gone, Lost, Received
 from chatsvc.errors import ChatError, ClientClosed, SendFailed
 from chatsvc.model import LOBBY
 
@@ -40,7 +40,7 @@ class Refused(NamedTuple):
     cause: str
 
 
-Shown = Received | Connected | Lost | Refused
+Shown = Received | Connected | Lost | Gone | Refused
 """What a user is told."""
 Show = Callable[[Sequence[Shown]], None]
 
@@ -65,7 +65,7 @@ class _Ended(NamedTuple):
     error: Exception
 
 
-_Event = Received | Connected | Lost | _Stored | _NotStored | _Ended
+_Event = Received | Connected | Lost | Gone | _Stored | _NotStored | _Ended
 
 
 class _Inbox:
@@ -301,7 +301,7 @@ class Conversation:
         match event:
             case Received(own=True, message_id=message_id):
                 return [event] if self._lines.note_back(message_id) else []
-            case Received():
+            case Received() | Gone():
                 return [event]
             case Connected():
                 self.has_joined = self.is_connected = True
@@ -394,14 +394,14 @@ def line_of(event: Shown, name: str) -> Fragments:
         case Received(own=True):
             return [
                 ("class:own", "✓ "),
-                ("class:time", f"[{_clock(event.at)}]"),
+                ("class:time", _time_of(event)),
                 ("class:own", " You"),
                 ("", f": {shown(event.content)}"),
             ]
         case Received():
             return [
                 ("", "📩 "),
-                ("class:time", f"[{_clock(event.at)}]"),
+                ("class:time", _time_of(event)),
                 ("class:user", f" {shown(event.user)}"),
                 ("", f": {shown(event.content)}"),
             ]
@@ -412,9 +412,21 @@ def line_of(event: Shown, name: str) -> Fragments:
         case Lost():
             cause = shown(event.cause.partition(";")[0])  # what to do about it, we do
             return [("class:status", f"Connection lost: {cause}; reconnecting ...")]
+        case Gone(records):
+            return [("class:problem", _loss(records))]
         case Refused():
             text = f"Not sent: {shown(event.cause)}: {shown(event.content)}"
             return [("class:problem", text)]
+
+
+def _loss(records: int | None) -> str:
+    if records is None:
+        return "The topic is a new one: there is nothing before this"
+    return f"Up to {records} messages that came meanwhile are gone: Kafka kept them no longer"
+
+
+def _time_of(message: Received) -> str:
+    return f"[{_clock(message.at)}{', missed' if message.missed else ''}]"
 
 
 def _clock(at: datetime) -> str:

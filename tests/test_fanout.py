@@ -4,20 +4,17 @@ import orjson
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chatsvc.cursor import CursorFormat
 from chatsvc.fanout import BATCH_MESSAGES, Fanout
 from chatsvc.model import LOBBY, ChatMessage, Record
 from chatsvc.pb import chat_pb2
 from chatsvc.records import encode_message
+from chatsvc.tail import Tail
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
-CURSORS = CursorFormat(b"the topic")
-
-
 class RecordingHub:
-    """Keeps what is broadcast, by room, and the cursors; it has the lobby and the room r."""
+    """Keeps what is broadcast, by room, and the positions; it has the lobby and the room r."""
 
     def __init__(self) -> None:
         self.batches: list[dict[str, list[bytes]]] = []
@@ -26,9 +23,11 @@ class RecordingHub:
     def has_room(self, room: str) -> bool:
         return room in (LOBBY, "r")
 
-    def broadcast(self, rooms: dict[str, list[bytes]], cursor: bytes, fanned_out_at: float) -> None:
+    def broadcast(
+        self, rooms: dict[str, list[bytes]], positions: dict[int, int], now: float
+    ) -> None:
         self.batches.append(rooms)
-        self.cursors.append(CURSORS.decode(chat_pb2.Delivery.FromString(cursor).cursor))
+        self.cursors.append(positions)
 
 
 class Scene:
@@ -36,12 +35,14 @@ class Scene:
 
     def __init__(self) -> None:
         self.hub = RecordingHub()
+        self.tail = Tail(1 << 20)
+        self.tail.begin({0: 0, 1: 0})
         self.received: list[int] = []
         self.invalid: list[str] = []
         self.latencies: list[float] = []
         self.fanout = Fanout(
             self.hub,  # type: ignore[arg-type]
-            CURSORS,
+            self.tail,
             count_received=self.received.append,
             count_invalid=self.invalid.append,
             observe_latency=self.latencies.append,

@@ -2,21 +2,26 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from chatsvc import frames
 from chatsvc.connection import Connection
+from chatsvc.cursor import CursorFormat
+from chatsvc.entries import Entry
 from chatsvc.errors import CloseReason, ServerFull, ServerStopping
 from chatsvc.hub import THE_LOBBY, Hub
 from chatsvc.model import LOBBY
 from chatsvc.pb import chat_pb2
 from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
+from chatsvc.tail import Tail
 from chatsvc.watchdog import Watchdog
 
 from waiting import eventually
+
+CURSORS = CursorFormat(b"the topic")
 
 
 class RecordingStream:
@@ -76,6 +81,9 @@ class MakeHub:
         pool = SenderPool("sender", senders, self._watchdog.wake)
         defaults = {
             "seats": Seats(100),
+            "tail": Tail(1 << 20),
+            "cursors": CURSORS,
+            "fetch": lambda need, done: pytest.fail(f"{need} is in the tail"),
             "outbox_messages": 100,
             "outbox_bytes": 100_000,
             "send_timeout": 20.0,
@@ -114,7 +122,7 @@ def connect(hub: Hub, stream: RecordingStream, user: str = "ann") -> Connection:
 
 def broadcast(hub: Hub, *messages: bytes) -> None:
     """One batch of `messages`."""
-    hub.broadcast({LOBBY: messages}, b"", time.monotonic())
+    hub.broadcast({LOBBY: messages}, {}, time.monotonic())
 
 
 def numbers(first: int, last: int) -> list[bytes]:
@@ -427,24 +435,46 @@ def test_nobody_misses_a_message_in_a_storm(make_hub: MakeHub, seed: int) -> Non
 # Rooms and cursors
 
 
-def deliveries(stream: RecordingStream) -> list[tuple[list[str], bytes]]:
-    """What a stream of Deliveries got: the contents and the cursor of each."""
+def deliveries(stream: RecordingStream) -> list[tuple[list[str], dict[int, int]]]:
+    """What a stream of Deliveries got: the contents and the positions of each."""
     parsed = [chat_pb2.Delivery.FromString(frame) for frame in stream.sent]
-    return [([each.content for each in delivery.messages], delivery.cursor) for delivery in parsed]
+    return [
+        ([each.content for each in delivery.messages], CURSORS.decode(delivery.cursor))
+        for delivery in parsed
+    ]
 
 
-def said(content: str) -> bytes:
-    return bytes(chat_pb2.Message(content=content).SerializeToString())
+class Log:
+    """A log of one partition that a hub's server reads."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.end = 0
+        hub.tail.begin({0: 0})
+        hub.broadcast({}, {0: 0}, 0.0)
+
+    def append(self, *messages: tuple[str, str]) -> None:
+        """Messages, each a room and a content, that are read at once."""
+        rooms: dict[str, list[bytes]] = {}
+        for room, content in messages:
+            encoded = chat_pb2.Message(content=content).SerializeToString()
+            element = frames.element(encoded)
+            self.hub.tail.append(0, Entry(self.end, self.end, room, element, len(encoded)))
+            rooms.setdefault(room, []).append(encoded)
+            self.end += 1
+        self.hub.broadcast(rooms, {0: self.end}, 0.0)
 
 
 def test_a_batch_of_several_rooms_reaches_each_by_its_rooms(make_hub: MakeHub) -> None:
     """Who is in some rooms gets those messages in one Delivery with the cursor of the batch."""
     hub = make_hub()
+    log = Log(hub)
     streams = [RecordingStream() for _ in range(3)]
     for stream, rooms in zip(streams, ("a", "ab", "c"), strict=True):
         hub.activate(hub.add("ann", stream, rooms=frozenset(rooms), batched=True))
-    hub.broadcast({"a": [said("1"), said("2")], "b": [said("3")]}, frames.cursor(b"C"), 0.0)
-    hub.broadcast({"b": [said("4")]}, frames.cursor(b"D"), 0.0)
+    assert eventually(lambda: all(deliveries(stream) == [([], {0: 0})] for stream in streams))
+    log.append(("a", "1"), ("a", "2"), ("b", "3"))
+    log.append(("b", "4"))
 
     def heard() -> list[list[str]]:
         return [
@@ -453,16 +483,65 @@ def test_a_batch_of_several_rooms_reaches_each_by_its_rooms(make_hub: MakeHub) -
         ]
 
     assert eventually(lambda: heard() == [["1", "2"], ["1", "2", "3", "4"], []])
-    assert [deliveries(stream)[-1][1] for stream in streams[:2]] == [b"C", b"D"]
+    assert [deliveries(stream)[-1][1] for stream in streams[:2]] == [{0: 3}, {0: 4}]
 
 
 def test_a_subscriber_is_greeted_with_the_newest_cursor(make_hub: MakeHub) -> None:
     """The first Delivery says where the stream begins, also behind messages of other rooms."""
     hub = make_hub()
-    hub.broadcast({"other": [said("1")]}, frames.cursor(b"C"), 0.0)
+    Log(hub).append(("other", "1"))
     stream = RecordingStream()
     hub.activate(hub.add("ann", stream, batched=True))
-    assert eventually(lambda: deliveries(stream) == [([], b"C")])
+    assert eventually(lambda: deliveries(stream) == [([], {0: 1})])
+
+
+def test_a_subscriber_that_is_far_behind_catches_up(make_hub: MakeHub) -> None:
+    """What its outbox does not hold any more it gets from the log, once and in order, and then it
+    goes on; nobody closes it."""
+    hub = make_hub(outbox_messages=10)
+    log = Log(hub)
+    stream = StalledStream()
+    hub.activate(hub.add("ann", stream, batched=True))
+    assert stream.begun.wait(20)
+    for number in range(100):
+        log.append((LOBBY, str(number)))
+    stream.released.set()
+
+    def heard() -> list[str]:
+        return [content for contents, _ in deliveries(stream) for content in contents]
+
+    assert eventually(lambda: heard() == [str(number) for number in range(100)])
+    log.append((LOBBY, "new"))
+    assert eventually(lambda: heard()[-1] == "new")
+    assert deliveries(stream)[-1] == (["new"], {0: 101})
+    assert not stream.ended
+
+
+def test_a_subscriber_that_has_been_further_waits(make_hub: MakeHub) -> None:
+    """At a server that has read less than another one: nothing comes twice, nothing is missed."""
+    hub = make_hub()
+    log = Log(hub)
+    stream = RecordingStream()
+    hub.activate(hub.add("ann", stream, batched=True, positions={0: 2}))
+    for number in range(4):
+        log.append((LOBBY, str(number)))
+    assert eventually(lambda: [each for got, _ in deliveries(stream) for each in got] == ["2", "3"])
+
+
+def test_who_waits_for_the_log_is_closed_with_the_others(make_hub: MakeHub) -> None:
+    """Whether its chunk is still to come or it has been further than this server."""
+    asked: list[Callable[[None], None]] = []
+    hub = make_hub(fetch=lambda need, done: asked.append(done))
+    log = Log(hub)
+    log.hub.tail.begin({0: 5})
+    hub.broadcast({}, {0: 5}, 0.0)
+    behind, ahead = RecordingStream(), RecordingStream()
+    hub.activate(hub.add("ann", behind, batched=True, positions={0: 1}))
+    hub.activate(hub.add("bob", ahead, batched=True, positions={0: 9}))
+    assert eventually(lambda: bool(asked))
+    hub.close(CloseReason.SHUTDOWN)
+    asked.pop()(None)
+    assert eventually(lambda: behind.ended == ahead.ended == [CloseReason.SHUTDOWN])
 
 
 def test_a_room_is_there_while_somebody_is_in_it(make_hub: MakeHub) -> None:

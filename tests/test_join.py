@@ -318,6 +318,7 @@ def test_server_comes_back(join: Join, address: str, start_server: StartServer) 
         "Connected to server as user: bob",
         "Connection lost: server is shutting down; reconnecting ...",
         f"Connected again to server localhost:{listening.port}",
+        "The topic is a new one: there is nothing before this",
         "✓ [] You: typed meanwhile",
         "✓ [] You: and more",
         "[bob] >",
@@ -528,7 +529,7 @@ def test_json_has_one_object_for_each_message(address: str) -> None:
     assert result.returncode == 0
     assert result.stderr == b"Connected to server as user: bob\n"
     first, second = map(json.loads, result.stdout.decode().splitlines())
-    assert list(first) == ["user", "content", "at", "message_id", "own", "room"]
+    assert list(first) == ["user", "content", "at", "message_id", "own", "room", "missed"]
     assert (first["user"], first["content"], first["own"]) == ("bob", "하나", True)
     assert second["content"] == "two\x1b\u202e\x9b"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["at"])

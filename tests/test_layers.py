@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 # A module may import those of earlier rows, and its row's neighbours that stand before it.
 LAYERS = (
     ("errors", "model", "metadata", "varint", "listening", "logs", "process"),
-    ("rules", "config", "records", "frames", "cursor", "presence"),
-    ("feed", "watchdog", "memory", "senders", "connection", "seats"),
+    ("rules", "config", "records", "frames", "cursor", "entries", "presence"),
+    ("tail", "replay", "feed", "watchdog", "memory", "senders", "connection", "seats"),
     ("hub", "fanout", "registrar", "publishing"),
-    ("librdkafka", "rounds", "producer", "consumer", "topics", "embedded"),
+    ("librdkafka", "rounds", "producer", "consumer", "reader", "topics", "embedded"),
     ("metrics", "requests", "servicer", "link", "publisher", "client"),
     ("server",),
     ("parent", "worker", "broker"),
@@ -25,7 +25,9 @@ LAYERS = (
 ORDER = [module for layer in LAYERS for module in layer]
 
 MAY_IMPORT = {
-    "confluent_kafka": {"librdkafka", "producer", "consumer", "topics", "embedded"},
+    "confluent_kafka": {
+        *("librdkafka", "producer", "consumer", "reader", "topics", "embedded"),
+    },
     "grpc": {"requests", "servicer", "link", "publisher", "client", "server"},
     "prometheus_client": {"metrics", "server", "gathering", "workers"},
     "orjson": {"records"},

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from chatsvc import metadata, rules
 from chatsvc.config import Config
+from chatsvc.cursor import CursorFormat
 from chatsvc.embedded import EmbeddedBroker
 from chatsvc.errors import ChatError, MessageTooLarge, PublishFailed, ServerBusy
 from chatsvc.hub import Hub
@@ -30,6 +31,7 @@ from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.server import Listening, Server, channel_options
 from chatsvc.servicer import Publish, Servicer
+from chatsvc.tail import Tail
 from chatsvc.watchdog import Watchdog
 
 from conftest import StartServer
@@ -41,6 +43,9 @@ SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1_02
 FILLER = "x" * 4_000
 FILLERS = 100
 """So many messages of fillers are more than the small window and all buffers on the way hold."""
+
+
+CURSORS = CursorFormat(b"the topic")
 
 
 def append_at_once(
@@ -62,6 +67,9 @@ class Host:
         self.hub = Hub(
             self._senders,
             seats=Seats(10),
+            tail=Tail(1 << 20),
+            cursors=CURSORS,
+            fetch=lambda need, done: done(None),
             outbox_messages=100,
             outbox_bytes=100_000,
             send_timeout=10.0,
@@ -73,6 +81,7 @@ class Host:
             publish,
             self._replies,
             requests,
+            CURSORS,
             self.metrics,
             ThreadPoolExecutor(1),
             send_timeout=10.0,
