@@ -163,8 +163,9 @@ class _Client:
                 elif error.code() == KafkaError._AUTO_OFFSET_RESET:
                     start = position = self._begin(client, partition, start)
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    position = limit
-        if position == limit:
+                    # The end when it was noted, which may be long ago: more may have come.
+                    position = max(position, each.offset() or 0)
+        if position == limit:  # else a record behind the limit was read, and is needed again
             self._next = (partition, limit)
         return Chunk(partition, start, max(start, limit), entries)
 
