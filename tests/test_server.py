@@ -166,8 +166,10 @@ def test_a_stop_delivers_what_is_in_the_outboxes(start_server: StartServer) -> N
     sent = [f"{number} {'x' * 4_000}" for number in range(100)]
     for content in sent:
         stub.BroadcastMessage(chat_pb2.Message(id="ann", content=content), timeout=WAIT)
-    depth = "chatsvc_outbox_depth_messages"
-    assert server.metrics.registry.get_sample_value(depth)
+    sample = server.metrics.registry.get_sample_value
+    # What Kafka has and the server has not read yet is in no outbox.
+    assert eventually(lambda: sample("chatsvc_messages_received_total") == len(sent))
+    assert sample("chatsvc_outbox_depth_messages")
     stopping = threading.Thread(target=server.stop)
     stopping.start()
     assert eventually(lambda: is_free(listening.port))
