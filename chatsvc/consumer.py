@@ -259,18 +259,10 @@ class PartitionWatch:
 
 def _settings(client_id: str, topic: str) -> dict[str, object]:
     return {
-        # The library wants a group; assign() joins none and nothing is committed.
-        "group.id": f"chatsvc-{client_id}-{topic}",
-        "enable.auto.commit": False,
-        "auto.offset.reset": "error",
-        "isolation.level": "read_uncommitted",
-        "check.crcs": True,
-        "fetch.error.backoff.ms": 100,
-        # A smaller queue than the default 64 MiB; with the default back-off of 1 s a full one
-        # would make gaps of a second.
+        **librdkafka.reading(f"chatsvc-{client_id}-{topic}"),
+        # A smaller queue than the default 64 MiB.
         "queued.min.messages": 10_000,
         "queued.max.messages.kbytes": 8 * 1024,
-        "fetch.queue.backoff.ms": 10,
     }
 
 

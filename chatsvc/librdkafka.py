@@ -84,3 +84,18 @@ def settings(brokers: tuple[str, ...], client_id: str, errors: ErrorLog) -> dict
         "logger": log,
         "error_cb": errors,
     }
+
+
+def reading(group: str) -> dict[str, Any]:
+    """Settings for every consumer, beside those for all clients. `group` is its group's name, which
+    the library wants: assign() joins none and nothing is committed."""
+    return {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "auto.offset.reset": "error",
+        "isolation.level": "read_uncommitted",
+        "check.crcs": True,
+        "fetch.error.backoff.ms": 100,
+        # With the default of 1 s a full queue would make gaps of a second.
+        "fetch.queue.backoff.ms": 10,
+    }

@@ -204,16 +204,9 @@ def _entries(message: Message) -> list[Entry]:
 
 def _settings(topic: str) -> dict[str, object]:
     return {
-        # The library wants a group; assign() joins none and nothing is committed.
-        "group.id": f"chatsvc-replay-{topic}",
-        "enable.auto.commit": False,
-        "auto.offset.reset": "error",
+        **librdkafka.reading(f"chatsvc-replay-{topic}"),
         "enable.partition.eof": True,
-        "isolation.level": "read_uncommitted",
-        "check.crcs": True,
-        "fetch.error.backoff.ms": 100,
         # What is read ahead for a reader that may not come again.
         "queued.min.messages": 4 * CHUNK_RECORDS,
         "queued.max.messages.kbytes": 2 * 1024,
-        "fetch.queue.backoff.ms": 10,
     }
