@@ -10,12 +10,23 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from chatsvc import librdkafka
 from chatsvc.errors import TopicFailed
+from chatsvc.logclient import record
 from chatsvc.model import Record
 
 _log = logging.getLogger(__name__)
 
 BATCH_RECORDS = 512
 _LAG_INTERVAL = 1.0
+
+_DENIALS = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_TOPIC_ID,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+    }
+)
 
 OnRecords = Callable[[list[Record]], None]
 """Called in the consumer's thread with what one read brought, in the order of each partition."""
@@ -33,8 +44,9 @@ class TopicConsumer:
     first record. A broker answers a fetch after `fetch_wait_ms` when it has nothing; real ones
     answer at once when something comes, librdkafka's own does not.
 
-    `report_lag` gets a partition and how many records it is behind, about once a second;
-    `count_gap` the number of records that were lost to retention before they were read.
+    `before_reading` is called by `start` with where it will begin; it may block and raise what
+    `start` raises. `report_lag` gets a partition and how many records it is behind, about once a
+    second; `count_gap` the number of records that were lost to retention before they were read.
     """
 
     def __init__(
@@ -47,6 +59,7 @@ class TopicConsumer:
         since_ms: int | None = None,
         fetch_wait_ms: int = 500,
         on_positions: OnPositions = lambda positions: None,
+        before_reading: OnPositions = lambda positions: None,
         report_lag: Callable[[int, int], None] = lambda partition, lag: None,
         count_gap: Callable[[int], None] = lambda records: None,
     ) -> None:
@@ -58,6 +71,7 @@ class TopicConsumer:
         self._settings["enable.partition.eof"] = since_ms is not None
         self._on_records = on_records
         self._on_positions = on_positions
+        self._before_reading = before_reading
         self._since_ms = since_ms
         self._report_lag = report_lag
         self._count_gap = count_gap
@@ -67,6 +81,7 @@ class TopicConsumer:
         self._behind: set[int] = set()
         self._caught_up = threading.Event()
         self._known_partitions = 0
+        self._denied: tuple[float, str] | None = None
         self._lag_due = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"consumer-{topic}", daemon=True)
@@ -77,6 +92,7 @@ class TopicConsumer:
         client = KafkaConsumer(self._settings)
         try:
             self._positions = self._resolve(client, time.monotonic() + timeout)
+            self._before_reading(self._positions)
             client.incremental_assign(self._assignment(self._positions))
         except (KafkaException, TopicFailed) as error:
             client.close()
@@ -116,6 +132,15 @@ class TopicConsumer:
 
     def _assignment(self, positions: dict[int, int]) -> list[TopicPartition]:
         return [TopicPartition(self.topic, each, offset) for each, offset in positions.items()]
+
+    def positions(self) -> Mapping[int, int]:
+        """Of each partition the next offset. Thread-safe."""
+        return dict(self._positions)
+
+    def denied(self) -> tuple[float, str] | None:
+        """When Kafka refused to let this consumer read on, in monotonic seconds, and why; None if
+        it has not, or something was read since. Thread-safe."""
+        return self._denied
 
     def wait_caught_up(self, timeout: float) -> bool:
         """Blocks until all that was there at `start` has been handled. Returns whether it has."""
@@ -174,6 +199,8 @@ class TopicConsumer:
                 ends.append(message.partition())
             else:
                 self._handle_error(client, message, error)
+        if records:
+            self._denied = None
         for each in records:
             self._positions[each.partition] = each.offset + 1
         try:
@@ -190,6 +217,8 @@ class TopicConsumer:
         if error.code() == KafkaError._AUTO_OFFSET_RESET and partition is not None:
             self._reposition(client, partition)
         else:
+            if error.code() in _DENIALS:
+                self._denied = (time.monotonic(), librdkafka.cause(error))
             _log.warning("Reading topic %s: %s", self.topic, librdkafka.cause(error))
 
     def _reposition(self, client: KafkaConsumer, partition: int) -> None:
@@ -264,15 +293,3 @@ def _settings(client_id: str, topic: str) -> dict[str, object]:
         "queued.min.messages": 10_000,
         "queued.max.messages.kbytes": 8 * 1024,
     }
-
-
-def record(message: Message) -> Record:
-    """A message of librdkafka's that is no error."""
-    kind, milliseconds = message.timestamp()
-    return Record(
-        message.partition() or 0,
-        message.offset() or 0,
-        message.value(),
-        milliseconds,
-        kind == 2,  # confluent_kafka.TIMESTAMP_LOG_APPEND_TIME
-    )

@@ -93,6 +93,13 @@ class Tail:
         with self._lock:
             self._partitions[number].end = end
 
+    def skip(self, number: int, end: int) -> None:
+        """A partition has been read up to `end` and what is before is not kept."""
+        with self._lock:
+            partition = self._partitions[number]
+            assert not partition.entries, "what is kept has no holes"
+            partition.start = partition.end = end
+
     def read(self, number: int, start: int, end: int, limit: int) -> list[Entry]:
         """The first `limit` entries of a partition from offset `start` up to before `end`. Raises
         NotInTail."""

@@ -6,13 +6,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without __all__
     AdminClient,
     ClusterMetadata,
     ConfigResource,
     NewPartitions,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 
@@ -126,6 +127,21 @@ class Topics:
             # Its id is where it is in memory, where the next one may be too; so the ports count.
             return f"{cluster} {','.join(sorted(self._brokers))}".encode()
         return f"{cluster} {self._topic_id(topic)}".encode()
+
+    def ends(self, topic: str) -> tuple[bytes, dict[int, int]]:
+        """A topic's identity, and of each partition the offset behind its last record. Raises
+        TopicFailed, or KafkaUnreachable if nobody answers."""
+        metadata = self._metadata()
+        known = metadata.topics.get(topic)
+        if known is None:
+            raise TopicFailed(topic, "no such topic")
+        if known.error is not None:
+            raise TopicFailed(topic, librdkafka.cause(known.error))
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # the library has no type
+        asked = {TopicPartition(topic, each): latest for each in known.partitions}
+        found = self._client.list_offsets(asked, request_timeout=self._timeout)
+        ends = {each.partition: self._wait(topic, found[each]).offset for each in found}
+        return f"{metadata.cluster_id or ''} {self._topic_id(topic)}".encode(), ends
 
     def _topic_id(self, topic: str) -> object:
         deadline = time.monotonic() + self._timeout

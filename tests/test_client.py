@@ -279,7 +279,7 @@ def test_a_client_goes_on_at_the_other_server(serve: Serve, open_client: OpenCli
     bob = open_client("bob", first_address, second_address)
     first.stop()
     assert until_connected(bob) == [
-        Lost(first_address, "server is shutting down; connect to another one"),
+        Lost(first_address, "the server is going away"),
         Connected(second_address, "second", again=True),
     ]
     assert bob.receive(WAIT) == Gone(None)  # it has a broker of its own
@@ -312,7 +312,7 @@ class Refusing(chat_pb2_grpc.ChatServicer):
     """A server that lets nobody in, for good."""
 
     def Subscribe(  # noqa: N802
-        self, request: chat_pb2.SubscribeRequest, context: grpc.ServicerContext
+        self, requests: Iterator[chat_pb2.SubscribeRequest], context: grpc.ServicerContext
     ) -> Any:
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "bob is banned")
 
@@ -325,7 +325,7 @@ class Dropping(chat_pb2_grpc.ChatServicer):
         self.drop = threading.Event()
 
     def Subscribe(  # noqa: N802
-        self, request: chat_pb2.SubscribeRequest, context: grpc.ServicerContext
+        self, requests: Iterator[chat_pb2.SubscribeRequest], context: grpc.ServicerContext
     ) -> Iterator[chat_pb2.Delivery]:
         context.add_callback(self.drop.set)
         context.send_initial_metadata(self._keys)

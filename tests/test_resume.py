@@ -53,7 +53,7 @@ class Site:
         chat: Any = None,
     ) -> Any:
         request = chat_pb2.SubscribeRequest(user=ANN, cursor=cursor, rooms=rooms)
-        stream = (chat or self.chat(address)).Subscribe(request, timeout=2 * WAIT)
+        stream = (chat or self.chat(address)).Subscribe(iter([request]), timeout=2 * WAIT)
         stream.initial_metadata()
         return stream
 
