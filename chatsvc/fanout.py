@@ -40,9 +40,8 @@ class Fanout:
         self._count_invalid = count_invalid
         self._observe_latency = observe_latency
         self._positions: dict[int, int] = {}
-        # What is broadcast next: encoded messages by room, and how much that is.
-        self._rooms: dict[str, list[bytes]] = {}
-        self._messages = 0
+        # What is broadcast next: rooms and encoded messages, and how many bytes these are.
+        self._messages: list[tuple[str, bytes]] = []
         self._bytes = 0
 
     def on_positions(self, positions: Mapping[int, int]) -> None:
@@ -84,13 +83,12 @@ class Fanout:
 
     def _add(self, message: Entry) -> None:
         size = message.size
-        if self._messages == BATCH_MESSAGES or self._bytes + size > BATCH_BYTES:
+        if len(self._messages) == BATCH_MESSAGES or self._bytes + size > BATCH_BYTES:
             self._broadcast()
-        self._rooms.setdefault(message.room, []).append(message.encoded)
-        self._messages += 1
+        self._messages.append((message.room, message.encoded))
         self._bytes += size
 
     def _broadcast(self) -> None:
-        rooms, self._rooms = self._rooms, {}
-        self._messages = self._bytes = 0
-        self._hub.broadcast(rooms, dict(self._positions), time.monotonic())
+        messages, self._messages = self._messages, []
+        self._bytes = 0
+        self._hub.broadcast(messages, dict(self._positions), time.monotonic())

@@ -122,7 +122,7 @@ def connect(hub: Hub, stream: RecordingStream, user: str = "ann") -> Connection:
 
 def broadcast(hub: Hub, *messages: bytes) -> None:
     """One batch of `messages`."""
-    hub.broadcast({LOBBY: messages}, {}, time.monotonic())
+    hub.broadcast([(LOBBY, message) for message in messages], {}, time.monotonic())
 
 
 def numbers(first: int, last: int) -> list[bytes]:
@@ -451,18 +451,18 @@ class Log:
         self.hub = hub
         self.end = 0
         hub.tail.begin({0: 0})
-        hub.broadcast({}, {0: 0}, 0.0)
+        hub.broadcast([], {0: 0}, 0.0)
 
     def append(self, *messages: tuple[str, str]) -> None:
         """Messages, each a room and a content, that are read at once."""
-        rooms: dict[str, list[bytes]] = {}
+        batch: list[tuple[str, bytes]] = []
         for room, content in messages:
             encoded = chat_pb2.Message(content=content).SerializeToString()
             element = frames.element(encoded)
             self.hub.tail.append(0, Entry(self.end, self.end, room, element, len(encoded)))
-            rooms.setdefault(room, []).append(encoded)
+            batch.append((room, encoded))
             self.end += 1
-        self.hub.broadcast(rooms, {0: self.end}, 0.0)
+        self.hub.broadcast(batch, {0: self.end}, 0.0)
 
 
 def test_a_batch_of_several_rooms_reaches_each_by_its_rooms(make_hub: MakeHub) -> None:
@@ -484,6 +484,21 @@ def test_a_batch_of_several_rooms_reaches_each_by_its_rooms(make_hub: MakeHub) -
 
     assert eventually(lambda: heard() == [["1", "2"], ["1", "2", "3", "4"], []])
     assert [deliveries(stream)[-1][1] for stream in streams[:2]] == [{0: 3}, {0: 4}]
+
+
+def test_messages_of_several_rooms_keep_the_order_of_the_log(make_hub: MakeHub) -> None:
+    """Who is in several rooms gets what was read at once in one order, not room after room."""
+    hub = make_hub()
+    log = Log(hub)
+    stream = RecordingStream()
+    hub.activate(hub.add("ann", stream, rooms=frozenset("ab"), batched=True))
+    log.append(("b", "1"), ("a", "2"), ("b", "3"), ("c", "4"), ("a", "5"))
+
+    def heard() -> list[str]:
+        return [content for contents, _ in deliveries(stream) for content in contents]
+
+    assert eventually(lambda: len(heard()) == 4)
+    assert heard() == ["1", "2", "3", "5"]
 
 
 def test_a_subscriber_is_greeted_with_the_newest_cursor(make_hub: MakeHub) -> None:
@@ -534,7 +549,7 @@ def test_who_waits_for_the_log_is_closed_with_the_others(make_hub: MakeHub) -> N
     hub = make_hub(fetch=lambda need, done: asked.append(done))
     log = Log(hub)
     log.hub.tail.begin({0: 5})
-    hub.broadcast({}, {0: 5}, 0.0)
+    hub.broadcast([], {0: 5}, 0.0)
     behind, ahead = RecordingStream(), RecordingStream()
     hub.activate(hub.add("ann", behind, batched=True, positions={0: 1}))
     hub.activate(hub.add("bob", ahead, batched=True, positions={0: 9}))
