@@ -4,10 +4,13 @@ It knows no thread and no clock, reads nothing itself, and takes what has to com
 chunks: whoever drives it fetches them.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
+from operator import itemgetter
 from typing import NamedTuple
 
-from chatsvc.entries import Entry
+from chatsvc.entries import MAX_MS, Entry
 from chatsvc.model import Gap
 from chatsvc.tail import NotInTail, Tail
 
@@ -47,10 +50,11 @@ class Step(NamedTuple):
 
 class _Slice(NamedTuple):
     """Messages of a partition, which has no others before offset `end`; `whole` if it is not to be
-    read on there."""
+    read on there. Where a clock went back, `times` have the latest time before instead."""
 
     partition: int
     entries: Sequence[Entry]
+    times: Sequence[int]
     end: int
     whole: bool
 
@@ -115,21 +119,23 @@ class Replay:
         fitting = _fitting(entries, max_bytes)
         if fitting < len(entries):
             covered = entries[fitting].offset
-        return _Slice(partition, entries[:fitting], covered, covered >= end)
+        taken = entries[:fitting]
+        times = list(accumulate((each.appended_ms for each in taken), max))
+        return _Slice(partition, taken, times, covered, covered >= end)
 
     def _advance(self, slices: Sequence[_Slice]) -> list[Entry]:
         """Takes what is not later than where one of the slices breaks off."""
-        broken_off = [each for each in slices if each.entries and not each.whole]
-        horizon = min((each.entries[-1].appended_ms for each in broken_off), default=None)
-        taken: list[Entry] = []
+        broken_off = [each.times[-1] for each in slices if each.times and not each.whole]
+        horizon = min(broken_off, default=MAX_MS)
+        taken: list[tuple[int, Entry]] = []
         for each in slices:
-            count = _until(each.entries, horizon)
-            taken += each.entries[:count]
+            count = bisect_right(each.times, horizon)
+            taken += zip(each.times[:count], each.entries, strict=False)
             whole = count == len(each.entries)
             self.positions[each.partition] = each.end if whole else each.entries[count].offset
         if len(slices) > 1:
-            taken.sort(key=_time)  # leaves the order of a partition as it is where times are equal
-        return taken
+            taken.sort(key=itemgetter(0))  # leaves the order of a partition as it is
+        return [entry for _, entry in taken]
 
 
 def _fitting(entries: Sequence[Entry], max_bytes: int) -> int:
@@ -139,17 +145,3 @@ def _fitting(entries: Sequence[Entry], max_bytes: int) -> int:
         if count and max_bytes < 0:
             return count
     return min(len(entries), STEP_MESSAGES)
-
-
-def _until(entries: Sequence[Entry], horizon: int | None) -> int:
-    """How many of the first entries are not later than `horizon`. Clocks of writers may go back:
-    then what follows waits too."""
-    if horizon is not None:
-        for count, each in enumerate(entries):
-            if each.appended_ms > horizon:
-                return count
-    return len(entries)
-
-
-def _time(entry: Entry) -> int:
-    return entry.appended_ms
