@@ -22,7 +22,8 @@ class Fanout:
     read, in batches with the positions behind each.
 
     Called in the chat consumer's thread. Records that are not chat messages are counted and
-    skipped, and messages of rooms that nobody here is in are skipped.
+    skipped. Whether anybody here is in a message's room is for the hub to tell when it is
+    broadcast: somebody may come until then, and is promised what follows the last broadcast.
     """
 
     def __init__(
@@ -77,8 +78,7 @@ class Fanout:
             return False
         self._tail.append(record.partition, message)
         self._observe_latency(max(0.0, now - message.appended_ms / 1_000))
-        if self._hub.has_room(message.room):
-            self._add(message)
+        self._add(message)
         return True
 
     def _add(self, message: Entry) -> None:

@@ -180,8 +180,9 @@ class Hub:
         Waits only while the server's own senders are so far behind that a client which keeps up
         would overflow: Kafka holds the rest meanwhile.
         """
-        if messages:
-            self._senders.wait_while_behind(_nearly_overflows, len(messages), self._send_timeout)
+        heard = sum(self.has_room(room) for room, _ in messages)
+        if heard:
+            self._senders.wait_while_behind(_nearly_overflows, heard, self._send_timeout)
         cursor = self.cursor(positions)
         rooms = {room for room, _ in messages}
         woken: set[Connection] = set()
@@ -189,11 +190,11 @@ class Hub:
             batches: dict[Rooms, Batch] = {}
             for shared in {each for room in rooms for each in self._feeds_of.get(room, ())}:
                 # Feeds for which the same rooms bring something share the batch.
-                heard = shared.rooms & rooms
-                if heard not in batches:
-                    joined = [encoded for room, encoded in messages if room in heard]
-                    batches[heard] = batch(joined, now, cursor, positions)
-                woken |= shared.feed.append(batches[heard])
+                brought = shared.rooms & rooms
+                if brought not in batches:
+                    joined = [encoded for room, encoded in messages if room in brought]
+                    batches[brought] = batch(joined, now, cursor, positions)
+                woken |= shared.feed.append(batches[brought])
             self._positions = positions
             woken |= self._waiting
             self._waiting = set()

@@ -11,9 +11,11 @@ from chatsvc.connection import Connection
 from chatsvc.cursor import CursorFormat
 from chatsvc.entries import Entry
 from chatsvc.errors import CloseReason, ServerFull, ServerStopping
+from chatsvc.fanout import Fanout
 from chatsvc.hub import THE_LOBBY, Hub
-from chatsvc.model import LOBBY
+from chatsvc.model import LOBBY, ChatMessage, Record
 from chatsvc.pb import chat_pb2
+from chatsvc.records import encode_message
 from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.tail import Tail
@@ -499,6 +501,27 @@ def test_messages_of_several_rooms_keep_the_order_of_the_log(make_hub: MakeHub) 
 
     assert eventually(lambda: len(heard()) == 4)
     assert heard() == ["1", "2", "3", "5"]
+
+
+def test_who_comes_between_a_read_and_its_broadcast_misses_nothing(make_hub: MakeHub) -> None:
+    """Also if nobody was in that room when it was read: the first cursor is before it."""
+    hub = make_hub()
+    stream = RecordingStream()
+
+    def come(latency: float) -> None:
+        hub.activate(hub.add("ann", stream, rooms=frozenset(("tea",)), batched=True))
+
+    fanout = Fanout(
+        hub,
+        hub.tail,
+        count_received=lambda messages: None,
+        count_invalid=lambda reason: None,
+        observe_latency=come,
+    )
+    fanout.on_positions({0: 0})
+    value = encode_message(ChatMessage("bob", "hi", "", "tea"))[1]
+    fanout.on_records([Record(0, 0, value, 0, True)])
+    assert eventually(lambda: deliveries(stream)[-1:] == [(["hi"], {0: 1})])
 
 
 def test_a_subscriber_is_greeted_with_the_newest_cursor(make_hub: MakeHub) -> None:
