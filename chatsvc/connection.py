@@ -153,6 +153,8 @@ class Connection:
         turn_end = self._feed.end.batches
         deadline = pulse.beat() + TURN_SECONDS
         while not self._left:
+            # Before the look into the feed: what was appended before the close is still sent.
+            closed = self._reason is not None
             if self._reason is CloseReason.SLOW:
                 return self._end(pulse.beat())
             if self._sent == len(self._frames):
@@ -172,7 +174,7 @@ class Connection:
                     self._fall_behind()
                     continue
             if not self._frames:
-                if self._reason is not None:
+                if closed:
                     return self._end(pulse.beat())
                 if self._rest():
                     return False
