@@ -172,6 +172,8 @@ class Connection:
         turn_end = self._feed.end.batches
         deadline = pulse.beat() + TURN_SECONDS
         while not self._left:
+            # Before the look into the feed: what was appended before the close is still sent.
+            closed = self._reason is not None
             if self._reason is CloseReason.SLOW:
                 return self._end(pulse.beat())
             if self._sent == len(self._frames):
@@ -186,15 +188,10 @@ class Connection:
                     if not self._catch_up(now):
                         return False
                     continue
-                else:
-                    try:
-                        if not self._take(turn_end):
-                            return True
-                    except Overflow:
-                        self._fall_behind()
-                        continue
+                elif not self._take(turn_end):
+                    return True
             if not self._frames:
-                if self._reason is not None:
+                if closed:
                     return self._end(pulse.beat())
                 if self._beat_due:
                     self._take_heartbeat()
@@ -241,12 +238,16 @@ class Connection:
             self._replay = Replay(self.rooms, self._positions)
 
     def _take(self, turn_end: int) -> bool:
-        """Takes the next frames from the feed, none if the connection is level. Returns False if
-        there are more, but not for this turn."""
-        batches, position = self._feed.read(
-            self._position, ALL if self._batched else 1, MAX_FRAME_BYTES
-        )
+        """Takes the next frames from the feed, none if the connection is level or has fallen
+        behind. Returns False if there are more, but not for this turn."""
         self._frames, self._sent = (), 0
+        try:
+            batches, position = self._feed.read(
+                self._position, ALL if self._batched else 1, MAX_FRAME_BYTES
+            )
+        except Overflow:
+            self._fall_behind()
+            return True
         if not batches:
             return True
         if self._position.batches >= turn_end:

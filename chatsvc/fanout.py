@@ -25,7 +25,9 @@ class Fanout:
     read, in batches with the positions behind each.
 
     Called in the chat consumer's thread. Records that are not chat messages and those that repeat
-    one are counted and skipped, and messages of rooms that nobody here is in are skipped.
+    one are counted and skipped. Whether anybody here is in a message's room is for the hub to tell
+    when it is broadcast: somebody may come until then, and is promised what follows the last
+    broadcast.
     """
 
     def __init__(
@@ -47,9 +49,8 @@ class Fanout:
         self._count_duplicate = count_duplicate
         self._observe_latency = observe_latency
         self._positions: dict[int, int] = {}
-        # What is broadcast next: encoded messages by room, and how much that is.
-        self._rooms: dict[str, list[bytes]] = {}
-        self._messages = 0
+        # What is broadcast next: rooms and encoded messages, and how many bytes these are.
+        self._messages: list[tuple[str, bytes]] = []
         self._bytes = 0
 
     def on_positions(self, positions: Mapping[int, int], partial: Collection[int] = ()) -> None:
@@ -102,8 +103,7 @@ class Fanout:
         encoded = entry(record, message, int(now * 1_000))
         self._tail.append(record.partition, encoded)
         self._observe_latency(max(0.0, now - encoded.appended_ms / 1_000))
-        if self._hub.has_room(encoded.room):
-            self._add(encoded)
+        self._add(encoded)
         return True
 
     def _message(self, record: Record) -> ChatMessage | None:
@@ -131,13 +131,12 @@ class Fanout:
 
     def _add(self, message: Entry) -> None:
         size = message.size
-        if self._messages == BATCH_MESSAGES or self._bytes + size > BATCH_BYTES:
+        if len(self._messages) == BATCH_MESSAGES or self._bytes + size > BATCH_BYTES:
             self._broadcast()
-        self._rooms.setdefault(message.room, []).append(message.encoded)
-        self._messages += 1
+        self._messages.append((message.room, message.encoded))
         self._bytes += size
 
     def _broadcast(self) -> None:
-        rooms, self._rooms = self._rooms, {}
-        self._messages = self._bytes = 0
-        self._hub.broadcast(rooms, dict(self._positions), time.monotonic())
+        messages, self._messages = self._messages, []
+        self._bytes = 0
+        self._hub.broadcast(messages, dict(self._positions), time.monotonic())

@@ -195,30 +195,31 @@ class Hub:
         return room in self._feeds_of
 
     def broadcast(
-        self, rooms: Mapping[str, Sequence[bytes]], positions: Mapping[int, int], now: float
+        self, messages: Sequence[tuple[str, bytes]], positions: Mapping[int, int], now: float
     ) -> None:
-        """Puts the encoded messages of some rooms into the outboxes of who is there and returns.
-        `positions` are of each partition the offset behind them; the tail has all that is before.
-        They also move those on who are in none of these rooms. Called by one thread, which does not
-        change `positions` any more.
+        """Puts encoded messages, each with its room, into the outboxes of who is there, in their
+        order, and returns. `positions` are of each partition the offset behind them; the tail has
+        all that is before. They also move those on who are in none of these rooms. Called by one
+        thread, which does not change `positions` any more.
 
         Waits only while the server's own senders are so far behind that a client which keeps up
         would overflow: Kafka holds the rest meanwhile.
         """
-        messages = sum(map(len, rooms.values()))
-        if messages:
-            self._senders.wait_while_behind(_nearly_overflows, messages, self._send_timeout)
+        heard = sum(self.has_room(room) for room, _ in messages)
+        if heard:
+            self._senders.wait_while_behind(_nearly_overflows, heard, self._send_timeout)
         cursor = self.cursor(positions)
+        rooms = {room for room, _ in messages}
         woken: set[Connection] = set()
         with self._lock:
             batches: dict[Rooms, Batch] = {}
             for shared in {each for room in rooms for each in self._feeds_of.get(room, ())}:
                 # Feeds for which the same rooms bring something share the batch.
-                heard = shared.rooms.intersection(rooms)
-                if heard not in batches:
-                    joined = [each for room in rooms if room in heard for each in rooms[room]]
-                    batches[heard] = batch(joined, now, cursor, positions)
-                woken |= shared.feed.append(batches[heard])
+                brought = shared.rooms & rooms
+                if brought not in batches:
+                    joined = [encoded for room, encoded in messages if room in brought]
+                    batches[brought] = batch(joined, now, cursor, positions)
+                woken |= shared.feed.append(batches[brought])
             self._positions = positions
             woken |= self._waiting
             self._waiting = set()

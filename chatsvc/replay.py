@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from chatsvc.entries import Entry
+from chatsvc.entries import MAX_MS, Entry
 from chatsvc.model import Gap
 from chatsvc.tail import NotInTail, Tail
 
@@ -50,10 +50,11 @@ class Step(NamedTuple):
 
 class _Slice(NamedTuple):
     """Messages of a partition, which has no others before offset `end`; `whole` if it is not to be
-    read on there."""
+    read on there. Where a clock went back, `times` have the latest time before instead."""
 
     partition: int
     entries: Sequence[Entry]
+    times: Sequence[int]
     end: int
     whole: bool
 
@@ -118,20 +119,19 @@ class Replay:
         fitting = _fitting(entries, max_bytes)
         if fitting < len(entries):
             covered = entries[fitting].offset
-        return _Slice(partition, entries[:fitting], covered, covered >= end)
+        taken = entries[:fitting]
+        times = list(accumulate((each.appended_ms for each in taken), max))
+        return _Slice(partition, taken, times, covered, covered >= end)
 
     def _advance(self, slices: Sequence[_Slice], limit: int | None) -> list[Entry]:
         """Takes what is not later than where one of the slices breaks off."""
-        times = [_times(each.entries) for each in slices]
-        ends = zip(slices, times, strict=True)
-        broken_off = [mine[-1] for each, mine in ends if mine and not each.whole]
-        counts = [len(mine) for mine in times]
-        if broken_off:
-            counts = [bisect_right(mine, min(broken_off)) for mine in times]
+        broken_off = [each.times[-1] for each in slices if each.times and not each.whole]
+        horizon = min(broken_off, default=MAX_MS)
+        counts = [bisect_right(each.times, horizon) for each in slices]
         places = [
             (time, number, index)
-            for number, (mine, count) in enumerate(zip(times, counts, strict=True))
-            for index, time in enumerate(mine[:count])
+            for number, each in enumerate(slices)
+            for index, time in enumerate(each.times[: counts[number]])
         ]
         if len(slices) > 1:
             places.sort()
@@ -153,12 +153,6 @@ class Replay:
             if limit < 0:
                 return count
         return len(entries)
-
-
-def _times(entries: Sequence[Entry]) -> list[int]:
-    """When entries were appended, none earlier than one before it: clocks of writers, and of
-    brokers that take a partition over, may go back, and the order of a partition stands."""
-    return list(accumulate((each.appended_ms for each in entries), max))
 
 
 def _fitting(entries: Sequence[Entry], max_bytes: int) -> int:

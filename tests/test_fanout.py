@@ -16,23 +16,20 @@ INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
 class RecordingHub:
-    """Keeps what is broadcast, by room, and the positions; it has the lobby and the room r."""
+    """Keeps what is broadcast and the positions."""
 
     def __init__(self) -> None:
-        self.batches: list[dict[str, list[bytes]]] = []
+        self.batches: list[list[tuple[str, bytes]]] = []
         self.cursors: list[dict[int, int]] = []
         self.interruptions: list[dict[int, int]] = []
 
     def interrupt(self, positions: dict[int, int]) -> None:
         self.interruptions.append(positions)
 
-    def has_room(self, room: str) -> bool:
-        return room in (LOBBY, "r")
-
     def broadcast(
-        self, rooms: dict[str, list[bytes]], positions: dict[int, int], now: float
+        self, messages: list[tuple[str, bytes]], positions: dict[int, int], now: float
     ) -> None:
-        self.batches.append(rooms)
+        self.batches.append(messages)
         self.cursors.append(positions)
 
 
@@ -63,10 +60,7 @@ class Scene:
     def messages(self) -> list[chat_pb2.Message]:
         """All that was broadcast, in order."""
         return [
-            chat_pb2.Message.FromString(frame)
-            for batch in self.hub.batches
-            for frames in batch.values()
-            for frame in frames
+            chat_pb2.Message.FromString(frame) for batch in self.hub.batches for _, frame in batch
         ]
 
 
@@ -86,11 +80,7 @@ def test_messages_are_broadcast_in_order() -> None:
     contents = [str(number) for number in range(2 * BATCH_MESSAGES + 1)]
     scene.fanout.on_records([said(content) for content in contents])
     assert [message.content for message in scene.messages] == contents
-    assert [len(batch[LOBBY]) for batch in scene.hub.batches] == [
-        BATCH_MESSAGES,
-        BATCH_MESSAGES,
-        1,
-    ]
+    assert [len(batch) for batch in scene.hub.batches] == [BATCH_MESSAGES, BATCH_MESSAGES, 1]
     assert scene.received == [len(contents)]
 
 
@@ -104,15 +94,12 @@ def test_records_that_are_not_messages_are_skipped() -> None:
     assert scene.received == [1]
 
 
-def test_rooms_where_nobody_is_are_left_out() -> None:
-    """Messages of rooms are broadcast by room; those of a room without anybody here are counted
-    and no more."""
+def test_messages_are_broadcast_with_their_rooms() -> None:
+    """All of them: who is there is for the hub to know, and may change until then."""
     scene = Scene()
-    scene.fanout.on_records([said("1", room="r"), said("2", room="empty"), said("3")])
+    scene.fanout.on_records([said("1", room="r"), said("2", room="s"), said("3")])
     (batch,) = scene.hub.batches
-    assert {room: len(messages) for room, messages in batch.items()} == {"r": 1, LOBBY: 1}
-    assert scene.received == [3]
-    assert scene.invalid == []
+    assert [room for room, _ in batch] == ["r", "s", LOBBY]
 
 
 def test_each_batch_has_the_cursor_behind_it() -> None:
@@ -185,7 +172,7 @@ def test_nothing_is_broadcast_for_nothing() -> None:
     """A read without a message moves the cursor and no more."""
     scene = Scene()
     scene.fanout.on_records([record(None)])
-    assert scene.hub.batches == [{}]
+    assert scene.hub.batches == [[]]
     assert scene.hub.cursors == [{0: 1}]
     assert scene.received == [0]
 
