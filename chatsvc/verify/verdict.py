@@ -77,7 +77,7 @@ def judge(accounts: Accounts, reconnects: int, interrupted: bool) -> Verdict:
         sent=accounts.sent,
         acked=counts[Fate.ACKED],
         refused=counts[Fate.REFUSED],
-        unknown=counts[Fate.UNKNOWN] + counts[Fate.PENDING],
+        unknown=counts[Fate.UNKNOWN],
         seen=accounts.seen,
         lost=sum(each.lost for each in judged),
         duplicated=sum(reader.copies.total() for reader in readers),
@@ -102,8 +102,9 @@ class _Judged:
         self._fates = accounts.fates
         # One with an unknown outcome may come at any time: its writer has gone on without it.
         self.reordered = [each for each in account.late if self._fate(each) is not Fate.UNKNOWN]
-        self.refused = [each for each in self._with_fate(Fate.REFUSED) if account.has(each)]
-        self.phantoms = account.phantoms + len(self.refused)
+        self.refused = self._seen_with(Fate.REFUSED)
+        self.unsent = self._seen_with(Fate.UNSENT)
+        self.phantoms = account.phantoms + len(self.refused) + len(self.unsent)
         self.lost = max(0, account.missing - _explained(account))
 
     def _fate(self, mark: Mark) -> Fate:
@@ -115,6 +116,9 @@ class _Judged:
             while number >= 0:
                 yield Mark(writer, number)
                 number = fates.find(fate, number + 1)
+
+    def _seen_with(self, fate: Fate) -> list[Mark]:
+        return [mark for mark in self._with_fate(fate) if self._account.has(mark)]
 
     def _missing(self) -> Iterator[Mark]:
         if self._account.missing:
@@ -130,6 +134,7 @@ class _Judged:
         yield (f"{name} was given {mark} {1 + n} times" for mark, n in account.copies.items())
         yield (f"{name} was given {mark} after a later one" for mark in self.reordered)
         yield (f"{name} was given {mark}, which was refused" for mark in self.refused)
+        yield (f"{name} was given {mark}, which was never sent" for mark in self.unsent)
         yield (f"{name} was given {text}" for text in account.phantom_texts)
         yield (f"{name} was told of a gap of {_size(gap)}" for gap in account.gaps)
 
