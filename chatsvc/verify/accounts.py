@@ -62,8 +62,9 @@ class ReaderAccount:
 
     `seen` counts first copies, `missing` the acknowledged messages of which there was none yet.
     `late` are first copies after a higher number of the same writer. `copies` counts further
-    copies, of which `written_twice` are other records: with another time of Kafka's. `gaps` are
-    the sizes of gaps that the reader was told of, None for an unknown one.
+    copies of the same record, `written_twice` other records of a message that was given before:
+    those with another time of Kafka's. `gaps` are the sizes of gaps that the reader was told of,
+    None for an unknown one.
     """
 
     def __init__(self, writers: int) -> None:
@@ -76,8 +77,9 @@ class ReaderAccount:
         self.phantom_texts: list[str] = []
         self.gaps: list[int | None] = []
         self.waits = Pauses()
-        # When Kafka appended each message, in microseconds.
+        # When Kafka appended each message, in microseconds, and its other records.
         self._times = [array("q") for _ in range(writers)]
+        self._others: dict[Mark, set[int]] = {}
 
     def has(self, mark: Mark) -> bool:
         """Whether it was given a message."""
@@ -89,8 +91,12 @@ class ReaderAccount:
         times = self._times[mark.writer]
         appended = (at - _EPOCH) // timedelta(microseconds=1)
         if self.has(mark):
-            self.copies[mark] += 1
-            self.written_twice += times[mark.number] != appended
+            others = self._others.setdefault(mark, set())
+            if appended in others or appended == times[mark.number]:
+                self.copies[mark] += 1
+            else:
+                others.add(appended)
+                self.written_twice += 1
             return False
         if mark.number < len(times):
             self.late.append(mark)

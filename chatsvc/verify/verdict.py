@@ -17,8 +17,9 @@ TOLD_VIOLATIONS = 20
 class Verdict:
     """The settings and the outcome of a run; the names are keys of the JSON, beside `ok`.
 
-    `seen`, `lost` and the counts after it are of all readers together. Of `duplicated`,
-    `written_twice` are in the log twice; the others were delivered twice.
+    `seen`, `lost` and the counts after it are of all readers together. `duplicated` are records
+    that were delivered twice. `written_twice` are in the log twice, which is no violation: their
+    senders were told that they may be written or not, and sent them again, as they should.
     """
 
     servers: tuple[str, ...]
@@ -164,16 +165,18 @@ def text_of(verdict: Verdict) -> str:
     ack, delivery = verdict.longest_ack_pause, verdict.longest_delivery_pause
     lines = (
         f"Servers   {', '.join(verdict.servers)}; {verdict.reconnects:,} reconnects",
-        f"Writers   {verdict.writers}: {verdict.sent:,} sent in {verdict.duration:g} s, "
+        f"Writers   {verdict.writers}: {verdict.sent:,} sent, "
         f"{verdict.acked:,} acked, {verdict.refused:,} refused, {verdict.unknown:,} unknown",
         f"Readers   {verdict.readers}: {verdict.seen:,} seen, {verdict.lost:,} lost, "
-        f"{verdict.duplicated:,} duplicated ({verdict.written_twice:,} written twice), "
-        f"{verdict.reordered:,} reordered, {verdict.phantom:,} phantom, {verdict.gaps:,} gaps",
+        f"{verdict.duplicated:,} duplicated, {verdict.reordered:,} reordered, "
+        f"{verdict.phantom:,} phantom, {verdict.gaps:,} gaps; "
+        f"{verdict.written_twice:,} written twice",
         f"Pauses    acks {_text(ack)}, deliveries {_text(delivery)}",
-        f"Run       room {verdict.room}, seed {verdict.seed}",
+        f"Run       {verdict.duration:g} s, room {verdict.room}, seed {verdict.seed}",
         *verdict.violations,
     )
-    return "Interrupted; the counts so far:\n" * verdict.interrupted + "\n".join(lines)
+    interrupted = "Interrupted before all was sent:\n" if verdict.interrupted else ""
+    return interrupted + "\n".join(lines)
 
 
 def _text(pause: Pause) -> str:
