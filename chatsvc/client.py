@@ -245,6 +245,7 @@ class ChatClient:
                     raise ClientClosed
                 self._link = link
                 self._changed.notify_all()
+            self._cursor = registration.cursor or self._cursor
         except BaseException:
             link.close()
             raise

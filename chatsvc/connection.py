@@ -152,6 +152,12 @@ class Connection:
         return self._reason
 
     @property
+    def start(self) -> Mapping[int, int]:
+        """The positions where it begins. Before it is drained, of one that has a replay."""
+        assert self._replay is not None  # batched ones begin with it
+        return self._replay.positions
+
+    @property
     def backlog(self) -> int:
         """Messages that have not been sent yet."""
         unsent = len(self._frames) - self._sent

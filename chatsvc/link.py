@@ -34,11 +34,12 @@ _FINAL = frozenset(
 
 
 class Registration(NamedTuple):
-    """What a server tells of a stream that it has registered: its id, and how often something
-    comes at least, if it says so."""
+    """What a server tells of a stream that it has registered: its id, how often something comes at
+    least, if it says so, and the cursor of where the stream begins."""
 
     server_id: str
     heartbeat_seconds: float | None
+    cursor: bytes
 
 
 class Link:
@@ -71,7 +72,7 @@ class Link:
         if metadata.SERVER_ID in keys:
             beat_ms = keys.get(metadata.HEARTBEAT, "")
             seconds = int(beat_ms) / 1_000 if beat_ms.isdecimal() else None
-            return Registration(keys[metadata.SERVER_ID], seconds)
+            return Registration(keys[metadata.SERVER_ID], seconds, keys.get(metadata.CURSOR, b""))
         text = "no answer in time" if call.code() is grpc.StatusCode.CANCELLED else cause(call)
         raise ConnectionFailed(text, (self.server,))
 

@@ -442,9 +442,10 @@ class Servicer:
             self._hub.remove(connection)
             return None
         self._metrics.connections.inc()
-        keys = [(metadata.SERVER_ID, self._server_id)]
+        keys: list[tuple[str, str | bytes]] = [(metadata.SERVER_ID, self._server_id)]
         if batched:
             keys.append((metadata.HEARTBEAT, str(int(self._hub.heartbeat_seconds * 1_000))))
+            keys.append((metadata.CURSOR, self._cursors.encode(connection.start)))
         call.context.send_initial_metadata(tuple(keys))
         _log.info("User %s connected to server %s", connection.user, self._server_id)
         self._hub.activate(connection)

@@ -17,9 +17,9 @@ TOLD_VIOLATIONS = 20
 class Verdict:
     """The settings and the outcome of a run; the names are keys of the JSON, beside `ok`.
 
-    `seen`, `lost` and the counts after it are of all readers together. `duplicated` are records
-    that were delivered twice. `written_twice` are in the log twice, which is no violation: their
-    senders were told that they may be written or not, and sent them again, as they should.
+    `seen`, `lost` and the counts after it are of all readers together. `duplicated` are messages
+    that were delivered again, also where a sender that did not know what had become of one has sent
+    it again, as it should.
     """
 
     servers: tuple[str, ...]
@@ -35,7 +35,6 @@ class Verdict:
     seen: int
     lost: int
     duplicated: int
-    written_twice: int
     reordered: int
     phantom: int
     gaps: int
@@ -82,7 +81,6 @@ def judge(accounts: Accounts, reconnects: int, interrupted: bool) -> Verdict:
         seen=accounts.seen,
         lost=sum(each.lost for each in judged),
         duplicated=sum(reader.copies.total() for reader in readers),
-        written_twice=sum(reader.written_twice for reader in readers),
         reordered=sum(len(each.reordered) for each in judged),
         phantom=sum(each.phantoms for each in judged),
         gaps=sum(len(reader.gaps) for reader in readers),
@@ -169,8 +167,7 @@ def text_of(verdict: Verdict) -> str:
         f"{verdict.acked:,} acked, {verdict.refused:,} refused, {verdict.unknown:,} unknown",
         f"Readers   {verdict.readers}: {verdict.seen:,} seen, {verdict.lost:,} lost, "
         f"{verdict.duplicated:,} duplicated, {verdict.reordered:,} reordered, "
-        f"{verdict.phantom:,} phantom, {verdict.gaps:,} gaps; "
-        f"{verdict.written_twice:,} written twice",
+        f"{verdict.phantom:,} phantom, {verdict.gaps:,} gaps",
         f"Pauses    acks {_text(ack)}, deliveries {_text(delivery)}",
         f"Run       {verdict.duration:g} s, room {verdict.room}, seed {verdict.seed}",
         *verdict.violations,

@@ -21,9 +21,7 @@ class Subscriber:
     given all of its rooms; it is checked frame by frame. A partition that is not there begins at
     its first record, some of which retention may have deleted without a word."""
 
-    def __init__(
-        self, user: str, rooms: frozenset[str], topic: Topic, *, batched: bool
-    ) -> None:
+    def __init__(self, user: str, rooms: frozenset[str], topic: Topic, *, batched: bool) -> None:
         self.user = user
         self.rooms = rooms
         self.batched = batched

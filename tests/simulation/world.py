@@ -79,7 +79,7 @@ class World:
                 batched = chance.random() < 0.75
                 self.subscribers.append(
                     Subscriber(
-                        f"user{number % 7}", # some have several streams
+                        f"user{number % 7}",  # some have several streams
                         rooms if batched else frozenset(("",)),
                         self.topic,
                         batched=batched,
