@@ -334,23 +334,6 @@ class Dropping(chat_pb2_grpc.ChatServicer):
         yield chat_pb2.Delivery()
 
 
-@pytest.fixture
-def host() -> Iterator[Callable[[chat_pb2_grpc.ChatServicer], str]]:
-    """Runs other servers of the service than chatsvc's."""
-    with contextlib.ExitStack() as running:
-
-        def run(servicer: chat_pb2_grpc.ChatServicer) -> str:
-            pool = running.enter_context(ThreadPoolExecutor(4))
-            server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-            chat_pb2_grpc.add_ChatServicer_to_server(servicer, server)
-            port = server.add_insecure_port("127.0.0.1:0")
-            server.start()
-            running.callback(lambda: server.stop(0).wait())
-            return f"127.0.0.1:{port}"
-
-        yield run
-
-
 def test_a_refusal_for_good_ends_the_search(
     host: Callable[[chat_pb2_grpc.ChatServicer], str],
 ) -> None:
