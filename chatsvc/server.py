@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -361,7 +361,8 @@ class Server:
             Archive(
                 self._hub.tail,
                 self._log_reader.fetch,
-                self._log_reader.locate,
+                # The embedded broker knows no times; what it keeps is in the tail.
+                self._log_reader.locate if config.brokers else self._locate_in_tail,
                 lambda: self._hub.positions,
             ),
             self.metrics,
@@ -381,6 +382,14 @@ class Server:
         self._running.callback(lambda: self._stop_serving(server, servicer, producer))
         server.start()
         return port
+
+    def _locate_in_tail(
+        self,
+        positions: Mapping[int, int],
+        time_ms: int,
+        done: Callable[[Mapping[int, int] | None], None],
+    ) -> None:
+        done({**positions, **self._hub.tail.locate(time_ms)})
 
     def stop(self) -> None:
         """Stops everything within about `stop_timeout` seconds: streams end with UNAVAILABLE

@@ -33,10 +33,13 @@ class Site:
         self._stack.callback(server.stop)
         return server, f"127.0.0.1:{server.start().port}"
 
-    def chat(self, address: str) -> Any:
+    def channel(self, address: str) -> grpc.Channel:
+        """One more connection, until the end of the test."""
         options = [("grpc.use_local_subchannel_pool", 1)]
-        channel = self._stack.enter_context(grpc.insecure_channel(address, options=options))
-        return chat_pb2_grpc.ChatStub(channel)
+        return self._stack.enter_context(grpc.insecure_channel(address, options=options))
+
+    def chat(self, address: str) -> Any:
+        return chat_pb2_grpc.ChatStub(self.channel(address))
 
     def subscribe(
         self,
