@@ -18,16 +18,6 @@ _log = logging.getLogger(__name__)
 BATCH_RECORDS = 512
 _LAG_INTERVAL = 1.0
 
-_DENIALS = frozenset(
-    {
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.UNKNOWN_TOPIC_ID,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION,
-    }
-)
-
 OnRecords = Callable[[list[Record]], None]
 """Called in the consumer's thread with what one read brought, in the order of each partition."""
 OnPositions = Callable[[Mapping[int, int]], None]
@@ -81,7 +71,6 @@ class TopicConsumer:
         self._behind: set[int] = set()
         self._caught_up = threading.Event()
         self._known_partitions = 0
-        self._denied: tuple[float, str] | None = None
         self._lag_due = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"consumer-{topic}", daemon=True)
@@ -136,11 +125,6 @@ class TopicConsumer:
     def positions(self) -> Mapping[int, int]:
         """Of each partition the next offset. Thread-safe."""
         return dict(self._positions)
-
-    def denied(self) -> tuple[float, str] | None:
-        """When Kafka refused to let this consumer read on, in monotonic seconds, and why; None if
-        it has not, or something was read since. Thread-safe."""
-        return self._denied
 
     def wait_caught_up(self, timeout: float) -> bool:
         """Blocks until all that was there at `start` has been handled. Returns whether it has."""
@@ -199,8 +183,6 @@ class TopicConsumer:
                 ends.append(message.partition())
             else:
                 self._handle_error(client, message, error)
-        if records:
-            self._denied = None
         for each in records:
             self._positions[each.partition] = each.offset + 1
         try:
@@ -217,8 +199,6 @@ class TopicConsumer:
         if error.code() == KafkaError._AUTO_OFFSET_RESET and partition is not None:
             self._reposition(client, partition)
         else:
-            if error.code() in _DENIALS:
-                self._denied = (time.monotonic(), librdkafka.cause(error))
             _log.warning("Reading topic %s: %s", self.topic, librdkafka.cause(error))
 
     def _reposition(self, client: KafkaConsumer, partition: int) -> None:

@@ -15,21 +15,19 @@ from chatsvc.errors import ChatError, FeedLost, KafkaUnreachable, TopicReplaced
 
 _log = logging.getLogger(__name__)
 
+STUCK = "nothing was read for too long, though there is more"
 AWAY_SECONDS = 10.0
 """So long no broker may answer before the server says that it does not serve."""
-ERROR_SECONDS = 10.0
-"""For so long an error of the consumer's counts that nothing was read since."""
 
 
-class Feed(Protocol):
-    """The consumer of messages: what it has read."""
+class State(Protocol):
+    """What Kafka says of the topic: chatsvc.topics has it."""
 
-    def positions(self) -> Mapping[int, int]:
-        """Of each partition the next offset."""
+    @property
+    def identity(self) -> bytes: ...
 
-    def denied(self) -> tuple[float, str] | None:
-        """When Kafka refused to let it read on, monotonic, and why; None if it has not, or it has
-        read on since."""
+    @property
+    def ends(self) -> Mapping[int, int]: ...
 
 
 class FeedState:
@@ -56,18 +54,19 @@ class FeedWatch:
     """The thread that compares, every `interval` seconds, what the consumer has read with what
     Kafka has.
 
-    `look` asks Kafka for the topic's identity and the ends of its partitions; it may block, and
-    raises a ChatError. `on_state` is told FeedLost when the server cannot read on, None when it can
+    `positions` tells what the consumer has read. `look` asks Kafka for the topic's identity and the
+    ends of its partitions; it may block, and raises a ChatError if the topic cannot be read.
+    `on_state` is told FeedLost when the server cannot read on, None when it can
     again; `on_reach` whether a broker answers; `on_replaced` that the topic is another one, which
     is the last thing that is told.
     """
 
     def __init__(
         self,
-        feed: Feed,
+        positions: Callable[[], Mapping[int, int]],
         identity: bytes,
         topic: str,
-        look: Callable[[], tuple[bytes, Mapping[int, int]]],
+        look: Callable[[], State],
         *,
         timeout: float,
         interval: float,
@@ -75,7 +74,7 @@ class FeedWatch:
         on_reach: Callable[[bool], None],
         on_replaced: Callable[[ChatError], None],
     ) -> None:
-        self._feed = feed
+        self._positions = positions
         self._identity = identity
         self._topic = topic
         self._look = look
@@ -113,7 +112,7 @@ class FeedWatch:
     def _compare(self) -> bool:
         """Returns False if there is no more use."""
         try:
-            identity, ends = self._look()
+            found = self._look()
         except KafkaUnreachable:
             self._on_reach(time.monotonic() - self._reached_at < AWAY_SECONDS)
             return True
@@ -123,27 +122,22 @@ class FeedWatch:
         now = time.monotonic()
         self._reached_at = now
         self._on_reach(True)
-        if identity != self._identity:
+        if found.identity != self._identity:
             if not self._closing.is_set():
                 self._on_replaced(TopicReplaced(self._topic))
             return False
-        self._tell(self._judge(ends, now))
+        stuck = self._state.stuck(self._positions(), found.ends, now)
+        self._tell(
+            FeedLost("nothing was read for too long, though there is more") if stuck else None
+        )
         return True
 
-    def _judge(self, ends: Mapping[int, int], now: float) -> FeedLost | None:
-        if self._state.stuck(self._feed.positions(), ends, now):
-            return FeedLost("nothing was read for too long, though there is more")
-        denied = self._feed.denied()
-        if denied is not None and (self._lost or now - denied[0] < ERROR_SECONDS):
-            return FeedLost(denied[1])
-        return None
-
     def _tell(self, lost: FeedLost | None) -> None:
-        if self._closing.is_set() or (lost is None and not self._lost):
+        if self._closing.is_set() or (lost is not None) == self._lost:
             return
-        if lost is not None and not self._lost:
-            _log.error("Topic %s: %s", self._topic, lost.cause)
-        elif lost is None:
+        if lost is not None:
+            _log.error("Topic %s cannot be read on: %s", self._topic, lost.cause)
+        else:
             _log.warning("Topic %s is read on", self._topic)
         self._lost = lost is not None
         self._on_state(lost)

@@ -310,10 +310,10 @@ class Server:
         config = self._config
         admin = Topics(config.brokers, config.server_id, LOOK_SECONDS)
         watch = FeedWatch(
-            chat,
+            chat.positions,
             identity,
             config.topic,
-            lambda: admin.ends(config.topic),
+            lambda: admin.state(config.topic),
             timeout=config.feed_timeout,
             interval=config.partitions_interval,
             on_state=self._set_feed,
