@@ -17,7 +17,7 @@ from chatsvc.errors import ChatError, CloseReason, ServerFull, ServerStopping
 from chatsvc.feed import Feed, Position
 from chatsvc.frames import Batch, batch
 from chatsvc.model import LOBBY
-from chatsvc.replay import Chunk, Need, Replay
+from chatsvc.replay import Chunk, Need, Replay, SharedSteps
 from chatsvc.seats import Seats
 from chatsvc.senders import Drainable, SenderPool
 from chatsvc.tail import Tail
@@ -65,6 +65,7 @@ class Hub:
         self._senders = senders
         self._seats = seats
         self.tail = tail
+        self.steps = SharedSteps()
         self._cursors = cursors
         self._fetch = fetch
         self._send_timeout = send_timeout

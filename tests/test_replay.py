@@ -8,7 +8,7 @@ import pytest
 
 from chatsvc.entries import Entry
 from chatsvc.model import Gap
-from chatsvc.replay import STEP_BYTES, STEP_MESSAGES, Chunk, Need, Replay
+from chatsvc.replay import STEP_BYTES, STEP_RECORDS, Chunk, Need, Replay
 from chatsvc.tail import OVERHEAD_BYTES, Tail
 
 ROOMS = ("", "tea", "coffee")
@@ -192,7 +192,7 @@ def test_a_partition_that_came_later_is_read_from_its_first_record() -> None:
 def test_partitions_are_merged_by_time() -> None:
     """Also where one has much more than a step takes."""
     log = Log(partitions=3)
-    for number in range(5 * STEP_MESSAGES):
+    for number in range(5 * STEP_RECORDS):
         log.append(number % 7 % 3)
     times = {each.element: each.appended_ms for part in log.entries.values() for each in part}
     reader = Reader(log, dict.fromkeys(range(3), 0))

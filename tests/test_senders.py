@@ -40,6 +40,8 @@ class Item:
         self.checks: list[float] = []
         self.is_cut_off = False
 
+    is_behind = False
+
     def drain(self, pulse: Pulse) -> bool:
         pulse.beat()
         if self.messages:
@@ -61,6 +63,8 @@ class StalledItem(Item):
         super().__init__(messages)
         self.begun = threading.Event()
         self.released = threading.Event()
+
+    is_behind = False
 
     def drain(self, pulse: Pulse) -> bool:
         pulse.beat()
@@ -119,6 +123,8 @@ def test_the_oldest_item_comes_first(make_pool: MakePool) -> None:
     order: list[int] = []
 
     class Numbered(Item):
+        is_behind = False
+
         def drain(self, pulse: Pulse) -> bool:
             order.append(self.messages)
             return super().drain(pulse)
@@ -263,6 +269,8 @@ def test_a_drain_that_raises_costs_no_sender(
     pool = make_pool(1)
 
     class BrokenItem(Item):
+        is_behind = False
+
         def drain(self, pulse: Pulse) -> bool:
             raise RuntimeError("broken")
 
@@ -395,6 +403,8 @@ class TurnItem(Item):
         super().__init__()
         self._seconds = seconds
         self.threads: list[str] = []
+
+    is_behind = False
 
     def drain(self, pulse: Pulse) -> bool:
         self.threads.append(threading.current_thread().name)
