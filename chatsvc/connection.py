@@ -45,6 +45,9 @@ class Past(Protocol):
         """The positions up to which everything has been broadcast, and the end of a feed at the
         same moment."""
 
+    def replay(self, rooms: frozenset[str], positions: Mapping[int, int]) -> Replay:
+        """What brings a connection to these rooms level from some positions."""
+
     def cursor(self, positions: Mapping[int, int]) -> bytes:
         """A Delivery that says where to go on."""
 
@@ -263,7 +266,7 @@ class Connection:
         if self._past is None:
             self._close_slow()
         else:
-            self._replay = Replay(self.rooms, self._positions)
+            self._replay = self._past.replay(self.rooms, self._positions)
 
     def _take(self, turn_end: int) -> bool:
         """Takes the next frames from the feed, none if the connection is level or has fallen

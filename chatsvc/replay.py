@@ -105,8 +105,14 @@ class Replay:
     it does not know begins at its first record, since it came later. Used by one thread at a
     time."""
 
-    def __init__(self, rooms: Collection[str], positions: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        rooms: Collection[str],
+        positions: Mapping[int, int],
+        step_records: int = STEP_RECORDS,
+    ) -> None:
         self._rooms = rooms
+        self._step_records = step_records
         self.positions = dict(positions)
         self._chunks: dict[int, Chunk] = {}
         self._gaps: list[Gap] = []
@@ -162,14 +168,14 @@ class Replay:
     def _slice(self, partition: int, end: int, max_bytes: int, tail: Tail) -> _Slice | Need:
         start = self.positions.get(partition, 0)
         chunk = self._chunks.get(partition)
-        covered = min(end, (start // STEP_RECORDS + 1) * STEP_RECORDS)
+        covered = min(end, (start // self._step_records + 1) * self._step_records)
         if chunk is not None and start < chunk.end:
             covered = min(covered, chunk.end)
             entries = [each for each in chunk.entries if start <= each.offset < covered]
         else:
             self._chunks.pop(partition, None)
             try:
-                entries = tail.read(partition, start, covered, STEP_RECORDS)
+                entries = tail.read(partition, start, covered, self._step_records)
             except NotInTail:
                 return Need(partition, start, end)
         fitting = _fitting(entries, max_bytes)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from chatsvc.senders import STUCK_SECONDS, Drainable, Pulse, SenderPool
+from chatsvc.senders import STUCK_SECONDS, YIELD_SECONDS, Drainable, Pulse, SenderPool
 
 from waiting import eventually
 
@@ -34,13 +34,13 @@ def make_pool() -> Iterator[MakePool]:
 class Item:
     """Is drained at once."""
 
+    is_behind = False
+
     def __init__(self, messages: int = 0) -> None:
         self.messages = messages
         self.drained = threading.Event()
         self.checks: list[float] = []
         self.is_cut_off = False
-
-    is_behind = False
 
     def drain(self, pulse: Pulse) -> bool:
         pulse.beat()
@@ -63,8 +63,6 @@ class StalledItem(Item):
         super().__init__(messages)
         self.begun = threading.Event()
         self.released = threading.Event()
-
-    is_behind = False
 
     def drain(self, pulse: Pulse) -> bool:
         pulse.beat()
@@ -404,8 +402,6 @@ class TurnItem(Item):
         self._seconds = seconds
         self.threads: list[str] = []
 
-    is_behind = False
-
     def drain(self, pulse: Pulse) -> bool:
         self.threads.append(threading.current_thread().name)
         pulse.beat()
@@ -427,3 +423,61 @@ def test_slow_items_go_on_in_their_own_lane(make_pool: MakePool) -> None:
         assert slow.threads == ["s-1", "lane-1"]
     finally:
         assert slow_lane.close(20)
+
+
+class BehindItem(Item):
+    """Is behind for some turns; notes which threads drain it."""
+
+    def __init__(self, turns: int) -> None:
+        super().__init__()
+        self._turns = turns
+        self.threads: list[str] = []
+
+    @property
+    def is_behind(self) -> bool:  # type: ignore[override]
+        return self._turns > 0
+
+    def drain(self, pulse: Pulse) -> bool:
+        self.threads.append(threading.current_thread().name.rpartition("-")[0])
+        if self.is_behind and not pulse.takes_those_behind:
+            return True
+        pulse.beat()
+        self._turns -= 1
+        if self._turns < 0:
+            self.drained.set()
+        return self._turns >= 0
+
+
+def test_those_behind_go_on_in_their_own_lane(make_pool: MakePool) -> None:
+    """And come back when they no longer are."""
+    lane = SenderPool("lane", 1, nothing)
+    lane.start()
+    try:
+        pool = make_pool(1, behind_lane=lane)
+        item = BehindItem(3)
+        pool.ready([item])
+        assert item.drained.wait(20)
+        assert item.threads == ["s", "lane", "lane", "lane", "s"]
+    finally:
+        assert lane.close(20)
+
+
+def test_those_behind_give_way(make_pool: MakePool) -> None:
+    """Nothing is sent to them while an item of the others is being drained, for a while; then
+    something is."""
+    lane = SenderPool("lane", 1, nothing)
+    lane.start()
+    try:
+        pool = make_pool(1, behind_lane=lane)
+        busy = StalledItem()
+        pool.ready([busy])
+        assert busy.begun.wait(20)
+        item = BehindItem(1)
+        began = time.monotonic()
+        lane.ready([item])
+        assert eventually(lambda: not item.is_behind)
+        assert time.monotonic() - began >= YIELD_SECONDS
+        busy.released.set()
+        assert item.drained.wait(20)
+    finally:
+        assert lane.close(20)
