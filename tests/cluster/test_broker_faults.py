@@ -11,9 +11,8 @@ from confluent_kafka.admin import AdminClient
 
 from chatsvc.pb import chat_pb2, chat_pb2_grpc
 
-from .conftest import Serve
 from brokers import Brokers
-from conftest import Measured
+from conftest import Measured, Serve
 from ledger import Ledger, Listener
 from waiting import eventually
 

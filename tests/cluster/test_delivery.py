@@ -11,9 +11,8 @@ from click.testing import CliRunner
 from chatsvc.cli.main import main
 from chatsvc.client import ChatClient
 
-from .conftest import Serve
 from brokers import Brokers
-from conftest import Measured
+from conftest import Measured, Serve
 from ledger import Ledger
 from serving import ServeProcess
 from waiting import eventually

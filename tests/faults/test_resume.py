@@ -10,8 +10,8 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from chatsvc.pb import chat_pb2, chat_pb2_grpc
 
-from .conftest import Serve
 from brokers import Brokers
+from conftest import Serve
 from serving import ServeProcess
 from waiting import eventually
 
