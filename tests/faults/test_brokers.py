@@ -2,17 +2,27 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
+import grpc
 import pytest
+from click.testing import CliRunner
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from verifying import Verdict, VerifyProcess
 
+from chatsvc.cli.main import main
 from chatsvc.client import send_once
 
+from .calls import Chat, caught_up
 from .conftest import Verify
+from .machine import full, small_disk
 from .roles import controller, follower, leader, wait_until_in_sync
 from brokers import Brokers
 from conftest import Measured, Serve
 from serving import ServeProcess
+from waiting import eventually
 
 pytestmark = pytest.mark.kafka
 
@@ -121,3 +131,80 @@ def test_all_brokers_at_once_cost_a_pause(
     brokers.start()
     load(servers)
     measured(str(all_is_acked(running)))
+
+
+def test_without_enough_brokers_sending_is_refused_and_reading_goes_on(
+    brokers: Brokers,
+    servers: list[ServeProcess],
+    topic_options: list[str],
+    verify: Verify,
+    measured: Measured,
+) -> None:
+    """With two of three down, each attempt to send is answered in its time, with what to do; who
+    joins or comes back reads what is there. When they are back all goes on."""
+    running = verify(servers, "--send-timeout", "5")
+    with Chat(servers[0].address) as chat, Chat(servers[1].address) as other:
+        _, _, cursor = caught_up(chat.subscribe())
+        chat.publish(0, 50)
+        brokers.kill(1)
+        brokers.kill(2)
+        for number in range(4):
+            refused = (chat, other)[number % 2].refusal(
+                "hello?", f"attempt-{number}", room="unsure", timeout=4
+            )
+            assert refused.code() is grpc.StatusCode.UNAVAILABLE
+            assert "send it again with the same message_id" in refused.details()
+        for each in (chat, other):
+            assert caught_up(each.subscribe(cursor))[:2] == (list(range(50)), [])
+            assert caught_up(each.subscribe())[:2] == ([], [])
+        brokers.start()
+        wait_until_in_sync(brokers, topic_options[1])
+        load(servers)
+    measured(str(running.finish()))
+
+
+@pytest.mark.root
+def test_a_full_disk_costs_a_pause(
+    serve: Serve, topic_options: list[str], verify: Verify, measured: Measured, tmp_path: Path
+) -> None:
+    """The leader of a partition cannot write any more, ends, and comes back when there is room."""
+    with ExitStack() as stack:
+        disk = tmp_path / "kafka" / "broker-1" / "data"
+        stack.enter_context(small_disk(disk, mebibytes=8))
+        brokers = stack.enter_context(Brokers(tmp_path / "kafka"))
+        servers = [serve(brokers), serve(brokers)]
+        stack.callback(lambda: [server.close() for server in servers])
+        wait_until_in_sync(brokers, topic_options[1], topic_options[3])
+        running = verify(servers)
+        with full(disk):
+            assert eventually(lambda: not brokers.running(0), 60)
+            load(servers)
+        brokers.restart(0)
+        wait_until_in_sync(brokers, topic_options[1])
+        load(servers)
+        measured(str(all_is_acked(running)))
+
+
+def test_partitions_added_under_load_are_read(
+    brokers: Brokers,
+    servers: list[ServeProcess],
+    topic_options: list[str],
+    verify: Verify,
+    measured: Measured,
+) -> None:
+    """From 2 partitions to 6: the new ones are written to, and read from their first record.
+    Twelve writers, so that some of them are moved."""
+    running = verify(servers, "--writers", "12", "--publish", "rpc")
+    options = ["--partitions", "6", "--brokers", brokers.bootstrap, *topic_options]
+    grown = CliRunner().invoke(main, ["topics", "grow", *options])
+    assert grown.exit_code == 0, grown.output
+    admin = AdminClient({"bootstrap.servers": brokers.bootstrap})
+    new = [TopicPartition(topic_options[1], each) for each in range(2, 6)]
+
+    def records() -> int:
+        ends = admin.list_offsets(dict.fromkeys(new, OffsetSpec.latest()))
+        return sum(end.result(60).offset for end in ends.values())
+
+    assert eventually(lambda: records() > 100, 60), "nothing is written to the new partitions"
+    load(servers)
+    measured(f"{records()} records in the new partitions; {all_is_acked(running)}")
