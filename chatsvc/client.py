@@ -87,6 +87,8 @@ class ChatClient:
     the client's own thread. It may `post`. It must not call `close`, nor block for long: nothing is
     read meanwhile, nor a lost stream replaced. If it raises, the client has failed, as after a
     refusal for good, and whatever sends is told so.
+
+    With `remembered_ids` 0 every copy of a message is given out.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class ChatClient:
         rooms: Collection[str] = (),
         *,
         on_events: OnEvents | None = None,
+        remembered_ids: int = REMEMBERED_IDS,
     ) -> None:
         if not servers:
             raise ValueError("at least one server is needed")
@@ -103,6 +106,7 @@ class ChatClient:
         self._rooms = tuple(rooms)
         self._servers = tuple(servers)
         self._on_events = on_events
+        self._remembered_ids = remembered_ids
         self._next_server = cycle(self._servers)
         # Where to go on; the client's thread alone uses it once that runs.
         self._cursor = b""
@@ -286,7 +290,7 @@ class ChatClient:
             if key in self._seen:
                 return None
             self._seen[key] = None
-            if len(self._seen) > REMEMBERED_IDS:
+            if len(self._seen) > self._remembered_ids:
                 self._seen.popitem(last=False)
         own = user == self.user
         at = _time(message)

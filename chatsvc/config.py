@@ -136,3 +136,10 @@ def _check_topic(option: str, topic: str) -> None:
 def _check_broker(broker: str) -> None:
     if not is_address(broker):
         raise InvalidConfig("--brokers", f"{broker!r} is not HOST:PORT")
+
+
+def check_range(option: str, value: float, least: float, most: float, what: str = "") -> None:
+    """Raises InvalidConfig unless `value` is a number from `least` to `most`; `what` tells where
+    `most` comes from."""
+    if not least <= value <= most:  # false for nan too
+        raise InvalidConfig(option, f"must be from {least:g} to {most:.15g}{what}, not {value:g}")

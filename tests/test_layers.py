@@ -21,6 +21,8 @@ LAYERS = (
     ("child", "reservation", "gathering", "workers"),
     ("bench.workload", "bench.ledger", "bench.histogram", "bench.receivers", "bench.senders"),
     ("bench.crew", "bench.watch", "bench.figures", "bench.chart", "bench.run"),
+    ("verify.plan", "verify.accounts", "verify.verdict"),
+    ("verify.journal", "verify.writer", "verify.run"),
 )
 ORDER = [module for layer in LAYERS for module in layer]
 
@@ -40,7 +42,7 @@ MAY_IMPORT = {
 
 def _modules() -> list[Path]:
     package = ROOT / "chatsvc"
-    paths = [*package.glob("*.py"), *(package / "bench").glob("*.py")]
+    paths = [path for name in (".", "bench", "verify") for path in (package / name).glob("*.py")]
     return sorted(path for path in paths if path.stem != "__init__")
 
 

@@ -4,6 +4,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from chatsvc.config import check_range
 from chatsvc.errors import InvalidConfig
 from chatsvc.rules import MAX_CONTENT_CHARACTERS
 
@@ -60,14 +61,14 @@ class Workload:
     run: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def __post_init__(self) -> None:
-        _check("--connections", self.connections, 1, 100_000)
-        _check("--rooms", self.rooms, 1, self.connections, " (--connections)")
-        _check("--rate", self.rate, 0.01, 1_000_000)
-        _check("--size", self.size, HEADER_CHARACTERS, MAX_CONTENT_CHARACTERS)
-        _check("--duration", self.duration, 0.1, 3_600)
-        _check("--senders", self.senders, 1, 1_000)
-        _check("--processes", self.processes, 0, min(64, self.connections))
-        _check("--timeout", self.timeout, 0.1, 3_600)
+        check_range("--connections", self.connections, 1, 100_000)
+        check_range("--rooms", self.rooms, 1, self.connections, " (--connections)")
+        check_range("--rate", self.rate, 0.01, 1_000_000)
+        check_range("--size", self.size, HEADER_CHARACTERS, MAX_CONTENT_CHARACTERS)
+        check_range("--duration", self.duration, 0.1, 3_600)
+        check_range("--senders", self.senders, 1, 1_000)
+        check_range("--processes", self.processes, 0, min(64, self.connections))
+        check_range("--timeout", self.timeout, 0.1, 3_600)
         if self.publish not in ("rpc", "stream"):
             raise InvalidConfig("--publish", "must be rpc or stream")
         if not self.messages:
@@ -104,8 +105,3 @@ class Workload:
     def from_json(cls, fields: dict[str, Any]) -> "Workload":
         """The workload whose fields came as JSON."""
         return cls(**{**fields, "servers": tuple(fields["servers"])})
-
-
-def _check(option: str, value: float, least: float, most: float, what: str = "") -> None:
-    if not least <= value <= most:  # false for nan too
-        raise InvalidConfig(option, f"must be from {least:g} to {most:.15g}{what}, not {value:g}")
