@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,10 +51,13 @@ class VerifyProcess:
     """Four writers and four readers, spread over some servers, that go on until `finish`.
 
     `running` waits until all of them are connected and a message was acked. What `options` say
-    comes after the defaults, which are stronger: a message is tried for as long as a test may take.
+    is stronger than the defaults, by which a message is tried for as long as a test may take.
+    `before` is a command that runs another one.
     """
 
-    def __init__(self, directory: Path, addresses: Iterable[str], *options: str) -> None:
+    def __init__(
+        self, directory: Path, addresses: Iterable[str], *options: str, before: Sequence[str] = ()
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._out = directory / "stdout"
         self._err = directory / "stderr"
@@ -62,7 +65,7 @@ class VerifyProcess:
         command += [option for each in addresses for option in ("--server", each)]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                [*before, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=err
             )
 
     def running(self) -> "VerifyProcess":

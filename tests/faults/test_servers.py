@@ -17,7 +17,7 @@ from chatsvc.errors import ChatError, ConnectionFailed
 
 import resources
 from .calls import Chat
-from .conftest import Verify, all_is_acked, load
+from .conftest import CLIENTS, STREAMS, Verify, all_is_acked, load
 from .machine import faketime
 from .roles import wait_until_in_sync
 from brokers import Brokers
@@ -26,9 +26,6 @@ from serving import ServeProcess
 from waiting import eventually
 
 pytestmark = pytest.mark.kafka
-
-CLIENTS = 8
-"""Those of a verify."""
 
 
 def known(server: ServeProcess) -> tuple[float, float]:
@@ -63,8 +60,7 @@ def test_a_server_that_hangs_is_left(
     running = verify([hung, other])
     began = time.monotonic()
     hung.signal(SIGSTOP)
-    streams = "chatsvc_connections_active"
-    assert eventually(lambda: other.metrics()[streams] == CLIENTS, 120)
+    assert eventually(lambda: other.metrics()[STREAMS] == CLIENTS, 120)
     measured(f"its clients are at the other server after {time.monotonic() - began:.0f} s")
     hung.signal(SIGCONT)
     load([hung, other])
