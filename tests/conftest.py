@@ -23,6 +23,12 @@ Serve = Callable[..., ServeProcess]
 Measured = Callable[[str], None]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    soak = parser.getgroup("soak", "random faults")
+    soak.addoption("--soak-seconds", type=float, default=60, help="how long (default: 60)")
+    soak.addoption("--soak-seed", type=int, default=1, help="which ones (default: 1)")
+
+
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
     """Fails a test after which threads run that did not run before."""
