@@ -22,6 +22,7 @@ from chatsvc.link import Backoff, Link, asked_pause, cause, is_final, server_spo
 from chatsvc.model import LOBBY
 from chatsvc.pb import chat_pb2
 from chatsvc.publisher import OnOutcome, Publisher
+from chatsvc.subscription import GOING_AWAY, Subscription
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ STABLE_SECONDS = 10.0
 
 class Received(NamedTuple):
     """A message. `at` is when Kafka appended it; `own` whether its sender has this user's id;
-    `room` is empty in the lobby; `missed` whether it came while there was no stream."""
+    `room` is empty in the lobby; `missed` whether it came while there was no stream, `earlier`
+    whether before there was one at all."""
 
     user: str
     content: str
@@ -47,6 +49,7 @@ class Received(NamedTuple):
     own: bool
     room: str = LOBBY
     missed: bool = False
+    earlier: bool = False
 
 
 class Connected(NamedTuple):
@@ -83,6 +86,9 @@ class ChatClient:
     a time, and it has to be: a client whose events nobody takes does not notice the loss of its
     stream. To send only, use `send_once`.
 
+    It begins with the newest `last` messages of the rooms, or with what came from the time `since`
+    on, or behind a `cursor` of a stream or page of history; else with what is sent from now on.
+
     With `on_events`, `receive` is not used: that is called with one or more events, in order, in
     the client's own thread. It may `post`. It must not call `close`, nor block for long: nothing is
     read meanwhile, nor a lost stream replaced. If it raises, the client has failed, as after a
@@ -97,6 +103,9 @@ class ChatClient:
         servers: Sequence[str],
         rooms: Collection[str] = (),
         *,
+        last: int = 0,
+        since: datetime | None = None,
+        cursor: bytes = b"",
         on_events: OnEvents | None = None,
         remembered_ids: int = REMEMBERED_IDS,
     ) -> None:
@@ -108,15 +117,17 @@ class ChatClient:
         self._on_events = on_events
         self._remembered_ids = remembered_ids
         self._next_server = cycle(self._servers)
-        # Where to go on; the client's thread alone uses it once that runs.
-        self._cursor = b""
+        # Where to begin, and where to go on; the client's thread alone uses them once that runs.
+        self._first = _beginning(last, since)
+        self._cursor = cursor
+        self._missed = False
         self._backoff = Backoff()
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         # Guards all that follows; notified whenever any of it changes.
         self._changed = threading.Condition()
         self._events: deque[Event] = deque()
         self._link: Link | None = None
-        self._call: Any = None
+        self._subscription: Subscription | None = None
         self._failure: ChatError | None = None
         self._closed = False
         self._publisher = Publisher(user, lambda: self._await_link(None))
@@ -205,9 +216,9 @@ class ChatClient:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            link, call = self._link, self._call
-        if call is not None:
-            call.cancel()
+            link, subscription = self._link, self._subscription
+        if subscription is not None:
+            subscription.cancel()
         self._publisher.close()
         if self._thread.ident is not None:
             self._thread.join()
@@ -226,17 +237,27 @@ class ChatClient:
             with self._changed:
                 if self._closed:
                     raise ClientClosed
-                self._call = call = link.subscribe(self.user, self._rooms, self._cursor)
-            server_id = link.registered(call)
+                self._subscription = subscription = Subscription(link, self._request())
+            registration = link.registered(subscription.call)
+            subscription.begin(registration.heartbeat_seconds)
             with self._changed:
                 if self._closed:  # close() has not seen this link
                     raise ClientClosed
                 self._link = link
                 self._changed.notify_all()
+            self._cursor = registration.cursor or self._cursor
         except BaseException:
             link.close()
             raise
-        return Connected(server, server_id, again)
+        return Connected(server, registration.server_id, again)
+
+    def _request(self) -> chat_pb2.SubscribeRequest:
+        request = chat_pb2.SubscribeRequest(
+            user=chat_pb2.User(id=self.user, name=self.user), rooms=self._rooms, cursor=self._cursor
+        )
+        if not self._cursor:
+            request.MergeFrom(self._first)
+        return request
 
     def _run(self) -> None:
         try:
@@ -262,27 +283,35 @@ class ChatClient:
 
     def _read_stream(self) -> Any:
         """Takes messages until the stream ends; returns what ended it."""
+        subscription = self._subscription
+        assert subscription is not None  # it was opened
         try:
-            missed = bool(self._cursor)
-            for delivery in self._call:
-                if not self._put(list(self._events_of(delivery, missed))):
+            earlier = True
+            for delivery in subscription.call:
+                subscription.hear(delivery)
+                if not self._put(list(self._events_of(delivery, earlier))):
                     break
-                # Only now: a message that was not given out has to come again.
-                self._cursor = delivery.cursor
-                missed = missed and not delivery.caught_up
+                if delivery.cursor:
+                    # Only now: a message that was not given out has to come again.
+                    self._cursor = delivery.cursor
+                earlier = earlier and not delivery.caught_up
+                subscription.listen()
         except grpc.RpcError as error:
             return error
-        return self._call
+        return subscription.call
 
-    def _events_of(self, delivery: chat_pb2.Delivery, missed: bool) -> Iterator[Event]:
+    def _events_of(self, delivery: chat_pb2.Delivery, earlier: bool) -> Iterator[Event]:
+        """`earlier`: the server has not said yet that what comes is new."""
         if delivery.gaps:
             yield Gone(sum(gap.end - gap.start for gap in delivery.gaps))
         for message in delivery.messages:
-            received = self._received(message, missed)
+            received = self._received(message)
             if received is not None:
-                yield received
+                yield received._replace(
+                    missed=earlier and self._missed, earlier=earlier and not self._missed
+                )
 
-    def _received(self, message: chat_pb2.Message, missed: bool) -> Received | None:
+    def _received(self, message: chat_pb2.Message) -> Received | None:
         """What to give out of a message; None of one that was given out before."""
         user, message_id = message.id, message.message_id
         if message_id:
@@ -293,8 +322,7 @@ class ChatClient:
             if len(self._seen) > self._remembered_ids:
                 self._seen.popitem(last=False)
         own = user == self.user
-        at = _time(message)
-        return Received(user, message.content, at, message_id, own, message.room, missed)
+        return Received(user, message.content, time_of(message), message_id, own, message.room)
 
     def _put(self, events: Sequence[Event]) -> bool:
         """Gives out events, as many as fit at once; returns whether somebody may want them."""
@@ -317,16 +345,22 @@ class ChatClient:
         with self._changed:
             link, self._link = self._link, None
         assert link is not None  # the stream that was lost ran on it
+        assert self._subscription is not None  # as above
+        ended_for = self._subscription.ended_for
         link.close()
-        self._put([Lost(link.server, cause(error))])
+        self._put([Lost(link.server, ended_for or cause(error))])
         gone: list[Event] = []
+        self._missed = True
+        # A server that goes away has given this client its own moment to come to another one.
+        at_once = ended_for == GOING_AWAY
         while self._cursor_refused(error, gone) or not self._is_final(error):
-            if not self._pause(self._backoff.next(asked_pause(error))):
+            if not (at_once or self._pause(self._backoff.next(asked_pause(error)))):
                 return False
+            at_once = False
             try:
                 connected = self._open(next(self._next_server), again=True)
             except ConnectionFailed:
-                error = self._call
+                error = self._subscription.call
             except ClientClosed:
                 return False
             else:
@@ -339,6 +373,7 @@ class ChatClient:
         if not self._cursor or error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
             return False
         self._cursor = b""
+        self._first = chat_pb2.SubscribeRequest()
         gone.append(Gone(None))
         return True
 
@@ -429,7 +464,16 @@ def _deliver(
             raise ClientClosed
 
 
-def _time(message: chat_pb2.Message) -> datetime:
+def _beginning(last: int, since: datetime | None) -> chat_pb2.SubscribeRequest:
+    """The fields of a request that say where to begin."""
+    request = chat_pb2.SubscribeRequest(last=last)
+    if since is not None:
+        request.since.FromDatetime(since)
+    return request
+
+
+def time_of(message: chat_pb2.Message) -> datetime:
+    """When Kafka appended a message."""
     try:
         return message.timestamp.ToDatetime(tzinfo=UTC)
     except ValueError:  # a server's message may have any number

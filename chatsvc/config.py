@@ -53,6 +53,15 @@ class Config:
     """Threads that drain outboxes while no client is stuck."""
     send_timeout: float = 10.0
     """How long one send to a client may take."""
+    stream_heartbeat: float = 15.0
+    """A subscriber is sent something at least so often, and one that said it would do the same and
+    was silent for twice as long is taken to be gone."""
+    max_stream_age: float = 0.0
+    """After about so long a subscriber is asked to connect again, so that the load evens out after
+    servers were added; 0: never."""
+    feed_timeout: float = 30.0
+    """A server that has not read on for so long, though there is more to read, sends its clients to
+    others."""
     request_timeout: float = 5.0
     """How long a client may take to send a request after it has opened the call."""
     publish_timeout: float = 20.0
@@ -85,6 +94,8 @@ class Config:
         for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise InvalidConfig(name, "must be above 0")
+        if self.max_stream_age < 0 or 0 < self.max_stream_age < 1:
+            raise InvalidConfig("--max-stream-age", "must be 0 (off) or at least 1 second")
         if self.server_timeout <= self.heartbeat_interval:
             raise InvalidConfig("server_timeout", "must be above heartbeat_interval")
         if not self.server_id or len(self.server_id) > 64 or not self.server_id.isprintable():
@@ -108,6 +119,12 @@ class Config:
         return max(8, min(128, self.max_connections // 10) // self.workers)
 
     @property
+    def stream_threads(self) -> int:
+        """Threads at most that read what subscribers send: one for each that sends heartbeats, and
+        some to take in new ones."""
+        return self.max_connections + 16
+
+    @property
     def max_pending_rpcs(self) -> int:
         """Calls that may wait for one of `rpc_threads` at once: everybody connecting in the same
         moment, and as many senders. Above it, RESOURCE_EXHAUSTED."""
@@ -122,6 +139,8 @@ _POSITIVE = (
         "senders",
         "send_timeout",
         "request_timeout",
+        "stream_heartbeat",
+        "feed_timeout",
     ),
     *("publish_timeout", "kafka_timeout", "heartbeat_interval", "partitions_interval"),
     "stop_timeout",

@@ -63,17 +63,23 @@ class Connection:
     `send_timeout`: `on_end` is called when the end has been sent, and from then on somebody has to
     call `check_end` now and then.
 
+    A batched one is sent a heartbeat when `beat` is called and nothing else was sent for a while,
+    and is asked to go elsewhere by `send_away`.
+
     `drain` runs in one sender at a time; all else may be called from any thread and does not
     block.
     """
 
     __slots__ = (
+        "_away_ms",
         "_batched",
+        "_beat_due",
         "_ended",
         "_ended_at",
         "_fanned_out_at",
         "_feed",
         "_frames",
+        "_heard_at",
         "_left",
         "_lock",
         "_on_end",
@@ -84,8 +90,11 @@ class Connection:
         "_replay",
         "_send_timeout",
         "_sent",
+        "_sent_at",
         "_stream",
         "_taken",
+        "asked_away",
+        "away_at",
         "rooms",
         "user",
     )
@@ -120,6 +129,16 @@ class Connection:
         self._sent = 0
         self._taken = 0
         self._fanned_out_at = 0.0
+        # When something was sent last, and when the client was heard of last, if it said that it
+        # would be. Monotonic, in seconds.
+        self._sent_at = 0.0
+        self._heard_at: float | None = None
+        self._beat_due = False
+        self._away_ms: int | None = None
+        self.away_at = 0.0
+        """For the hub: when its client is to go elsewhere, or is late to have done so; 0: never."""
+        self.asked_away = False
+        """Whether its client was asked to go elsewhere."""
         # Guards the step from open to closed and from closed to ended, each of which happens once.
         self._lock = threading.Lock()
         self._reason: CloseReason | None = None
@@ -131,6 +150,12 @@ class Connection:
     def close_reason(self) -> CloseReason | None:
         """Why the connection closed; None while it is open."""
         return self._reason
+
+    @property
+    def start(self) -> Mapping[int, int]:
+        """The positions where it begins. Before it is drained, of one that has a replay."""
+        assert self._replay is not None  # batched ones begin with it
+        return self._replay.positions
 
     @property
     def backlog(self) -> int:
@@ -153,10 +178,14 @@ class Connection:
         turn_end = self._feed.end.batches
         deadline = pulse.beat() + TURN_SECONDS
         while not self._left:
+            # Before the look into the feed: what was appended before the close is still sent.
+            closed = self._reason is not None
             if self._reason is CloseReason.SLOW:
                 return self._end(pulse.beat())
             if self._sent == len(self._frames):
-                if self._replay is not None:
+                if self._away_ms is not None:
+                    self._take_notice()
+                elif self._replay is not None:
                     now = pulse.beat()
                     if self._reason is not None:
                         return self._end(now)
@@ -165,16 +194,14 @@ class Connection:
                     if not self._catch_up(now):
                         return False
                     continue
-                try:
-                    if not self._take(turn_end):
-                        return True
-                except Overflow:
-                    self._fall_behind()
-                    continue
+                elif not self._take(turn_end):
+                    return True
             if not self._frames:
-                if self._reason is not None:
+                if closed:
                     return self._end(pulse.beat())
-                if self._rest():
+                if self._beat_due:
+                    self._take_heartbeat()
+                elif self._rest():
                     return False
             elif not self._send_frames(pulse, deadline):
                 return not self._left
@@ -217,12 +244,16 @@ class Connection:
             self._replay = Replay(self.rooms, self._positions)
 
     def _take(self, turn_end: int) -> bool:
-        """Takes the next frames from the feed, none if the connection is level. Returns False if
-        there are more, but not for this turn."""
-        batches, position = self._feed.read(
-            self._position, ALL if self._batched else 1, MAX_FRAME_BYTES
-        )
+        """Takes the next frames from the feed, none if the connection is level or has fallen
+        behind. Returns False if there are more, but not for this turn."""
         self._frames, self._sent = (), 0
+        try:
+            batches, position = self._feed.read(
+                self._position, ALL if self._batched else 1, MAX_FRAME_BYTES
+            )
+        except Overflow:
+            self._fall_behind()
+            return True
         if not batches:
             return True
         if self._position.batches >= turn_end:
@@ -237,23 +268,75 @@ class Connection:
         self._positions = batches[-1].positions
         return True
 
+    def _take_notice(self) -> None:
+        """The next frame asks the client to go elsewhere."""
+        assert self._away_ms is not None  # the caller has looked
+        self._frames, self._sent = (frames.going_away(self._away_ms),), 0
+        self._taken, self._away_ms = 0, None
+
+    def _take_heartbeat(self) -> None:
+        """The next frame is the newest cursor, unless there is something to read now."""
+        self._beat_due = False
+        assert self._past is not None  # only batched ones have heartbeats
+        positions, end = self._past.level(self._feed)
+        if end.batches == self._position.batches:
+            self._frames, self._sent = (self._past.cursor(positions),), 0
+            self._taken, self._positions = 0, positions
+
     def _send_frames(self, pulse: Pulse, deadline: float) -> bool:
         """Sends the rest of what was taken; returns False if there was no time for all of it, or
         the stream is over."""
         while self._sent < len(self._frames):
-            if self._left or self._reason is CloseReason.SLOW or pulse.beat() > deadline:
+            now = pulse.beat()
+            if self._left or self._reason is CloseReason.SLOW or now > deadline:
                 return False
             self._stream.send(self._frames[self._sent])
             self._sent += 1
-        pulse.sent(self._taken, self._fanned_out_at)
+            self._sent_at = now
+        self._beat_due = False
+        if self._taken:
+            pulse.sent(self._taken, self._fanned_out_at)
         return True
 
     def _rest(self) -> bool:
         if not self._feed.rest(self, self._position):
             return False
-        # A close that came just before found nobody resting, so nobody would wake this one.
-        closed = self._reason is not None or self._left
-        return not (closed and self._feed.rouse(self))
+        # What came just before found nobody resting, so nobody would wake this one.
+        called = self._reason is not None or self._left or self._away_ms is not None
+        return not (called and self._feed.rouse(self))
+
+    def hear(self, now: float) -> None:
+        """The client says that it is there, and will go on to say so."""
+        self._heard_at = now
+
+    def hear_no_more(self) -> None:
+        """The client will not say any more that it is there."""
+        self._heard_at = None
+
+    def is_silent(self, now: float, seconds: float) -> bool:
+        """Whether the client has not said for so long that it is there, though it should."""
+        return self._heard_at is not None and now - self._heard_at > seconds
+
+    def beat(self, now: float, seconds: float) -> bool:
+        """Has a heartbeat sent if nothing was sent for so long. Returns whether the caller has to
+        hand the connection to a sender."""
+        if not self._batched or now - self._sent_at < seconds:
+            return False
+        self._beat_due = True
+        return self._feed.rouse(self)
+
+    def send_away(self, delay_ms: int) -> bool:
+        """Has the client asked to go elsewhere after so long. Returns whether the caller has to
+        hand the connection to a sender. Only batched connections know how to."""
+        assert self._batched, "there is no such frame for others"
+        self.asked_away = True
+        self._away_ms = delay_ms
+        return self._feed.rouse(self)
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether its frames are Deliveries."""
+        return self._batched
 
     def close(self, reason: CloseReason) -> bool:
         """Closes the connection unless it is closed already. Returns whether the caller has to

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from chatsvc import librdkafka
 from chatsvc.errors import TopicFailed
+from chatsvc.logclient import record
 from chatsvc.model import Record
 
 _log = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ class TopicConsumer:
     first record. A broker answers a fetch after `fetch_wait_ms` when it has nothing; real ones
     answer at once when something comes, librdkafka's own does not.
 
-    `report_lag` gets a partition and how many records it is behind, about once a second;
-    `count_gap` the number of records that were lost to retention before they were read.
+    `before_reading` is called by `start` with where it will begin; it may block and raise what
+    `start` raises. `report_lag` gets a partition and how many records it is behind, about once a
+    second; `count_gap` the number of records that were lost to retention before they were read.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class TopicConsumer:
         since_ms: int | None = None,
         fetch_wait_ms: int = 500,
         on_positions: OnPositions = lambda positions: None,
+        before_reading: OnPositions = lambda positions: None,
         report_lag: Callable[[int, int], None] = lambda partition, lag: None,
         count_gap: Callable[[int], None] = lambda records: None,
     ) -> None:
@@ -58,6 +61,7 @@ class TopicConsumer:
         self._settings["enable.partition.eof"] = since_ms is not None
         self._on_records = on_records
         self._on_positions = on_positions
+        self._before_reading = before_reading
         self._since_ms = since_ms
         self._report_lag = report_lag
         self._count_gap = count_gap
@@ -77,6 +81,7 @@ class TopicConsumer:
         client = KafkaConsumer(self._settings)
         try:
             self._positions = self._resolve(client, time.monotonic() + timeout)
+            self._before_reading(self._positions)
             client.incremental_assign(self._assignment(self._positions))
         except (KafkaException, TopicFailed) as error:
             client.close()
@@ -116,6 +121,10 @@ class TopicConsumer:
 
     def _assignment(self, positions: dict[int, int]) -> list[TopicPartition]:
         return [TopicPartition(self.topic, each, offset) for each, offset in positions.items()]
+
+    def positions(self) -> Mapping[int, int]:
+        """Of each partition the next offset. Thread-safe."""
+        return dict(self._positions)
 
     def wait_caught_up(self, timeout: float) -> bool:
         """Blocks until all that was there at `start` has been handled. Returns whether it has."""
@@ -264,15 +273,3 @@ def _settings(client_id: str, topic: str) -> dict[str, object]:
         "queued.min.messages": 10_000,
         "queued.max.messages.kbytes": 8 * 1024,
     }
-
-
-def record(message: Message) -> Record:
-    """A message of librdkafka's that is no error."""
-    kind, milliseconds = message.timestamp()
-    return Record(
-        message.partition() or 0,
-        message.offset() or 0,
-        message.value(),
-        milliseconds,
-        kind == 2,  # confluent_kafka.TIMESTAMP_LOG_APPEND_TIME
-    )

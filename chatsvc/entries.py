@@ -3,8 +3,7 @@
 from typing import NamedTuple
 
 from chatsvc import frames
-from chatsvc.model import Record
-from chatsvc.records import decode_message
+from chatsvc.model import ChatMessage, Record
 
 MAX_MS = 253_402_300_799_999
 """The last millisecond of the year 9999, the last that a protobuf Timestamp can be."""
@@ -27,10 +26,8 @@ class Entry(NamedTuple):
         return self.element[len(self.element) - self.size :]
 
 
-def entry(record: Record, now_ms: int) -> Entry:
-    """The message in a record; `now_ms` stands in for a time that no clock can have told. Raises
-    InvalidRecord."""
-    message = decode_message(record.value)
+def entry(record: Record, message: ChatMessage, now_ms: int) -> Entry:
+    """A record and the message in it; `now_ms` stands in for a time that no clock can have told."""
     appended_ms = record.appended_ms
     if not 0 <= appended_ms <= MAX_MS:
         appended_ms = now_ms

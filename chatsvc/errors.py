@@ -16,6 +16,10 @@ class CloseReason(enum.Enum):
     """The client's outbox overflowed, or one send took longer than the send timeout."""
     SHUTDOWN = "shutdown"
     """The server is stopping."""
+    GONE = "gone"
+    """The client has let two of its heartbeats pass."""
+    MOVED = "moved"
+    """The client was asked to go elsewhere and has not, or could not be asked."""
 
 
 class ChatError(Exception):
@@ -80,6 +84,38 @@ class ServerStopping(ChatError):
 
     def __str__(self) -> str:
         return "server is shutting down; connect to another one"
+
+
+class FeedLost(ChatError):
+    """The server cannot read on in the topic; `cause` is why."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"this server cannot read on in Kafka ({self.cause}); connect to another one"
+
+
+class ArchiveUnavailable(ChatError):
+    """Kafka did not answer a question about older messages in time."""
+
+    def __str__(self) -> str:
+        return "Kafka does not answer; ask again later"
+
+
+class TopicReplaced(ChatError):
+    """The topic was deleted, and made again: positions and cursors in the old one say nothing."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(topic)
+        self.topic = topic
+
+    def __str__(self) -> str:
+        return (
+            f"topic {self.topic} was deleted and made again while the server ran; "
+            "start the server again"
+        )
 
 
 class PublishFailed(ChatError):

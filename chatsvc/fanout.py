@@ -2,12 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from chatsvc.duplicates import Duplicates
+from chatsvc.duplicates import key as key_of
 from chatsvc.entries import Entry, entry
 from chatsvc.errors import InvalidRecord
 from chatsvc.hub import Hub
-from chatsvc.model import Record
+from chatsvc.model import ChatMessage, Record
+from chatsvc.records import decode_message
 from chatsvc.tail import Tail
 
 _log = logging.getLogger(__name__)
@@ -21,35 +24,63 @@ class Fanout:
     """Decodes and encodes each record once, appends it to the tail, and broadcasts all in the order
     read, in batches with the positions behind each.
 
-    Called in the chat consumer's thread. Records that are not chat messages are counted and
-    skipped, and messages of rooms that nobody here is in are skipped.
+    Called in the chat consumer's thread. Records that are not chat messages and those that repeat
+    one are counted and skipped. Whether anybody here is in a message's room is for the hub to tell
+    when it is broadcast: somebody may come until then, and is promised what follows the last
+    broadcast.
     """
 
     def __init__(
         self,
         hub: Hub,
         tail: Tail,
+        duplicates: Duplicates,
         *,
         count_received: Callable[[int], None],
         count_invalid: Callable[[str], None],
+        count_duplicate: Callable[[], None],
         observe_latency: Callable[[float], None],
     ) -> None:
         self._hub = hub
         self._tail = tail
+        self._duplicates = duplicates
         self._count_received = count_received
         self._count_invalid = count_invalid
+        self._count_duplicate = count_duplicate
         self._observe_latency = observe_latency
         self._positions: dict[int, int] = {}
-        # What is broadcast next: encoded messages by room, and how much that is.
-        self._rooms: dict[str, list[bytes]] = {}
-        self._messages = 0
+        # What is broadcast next: rooms and encoded messages, and how many bytes these are.
+        self._messages: list[tuple[str, bytes]] = []
         self._bytes = 0
 
-    def on_positions(self, positions: Mapping[int, int]) -> None:
-        """The consumer reads on from here, whatever it has read before."""
+    def on_positions(self, positions: Mapping[int, int], partial: Collection[int] = ()) -> None:
+        """The consumer reads on from here, whatever it has read before. Of the partitions in
+        `partial` there are earlier records."""
+        hole = any(positions.get(each, at) != at for each, at in self._positions.items())
         self._positions = dict(positions)
         self._tail.begin(positions)
-        self._broadcast()
+        self._duplicates.begin(positions, partial)
+        if hole:
+            self._hub.interrupt(dict(positions))
+        else:
+            self._broadcast()
+
+    def fill(self, partition: int, records: Sequence[Record], end: int, tail_from: int) -> None:
+        """Takes in the next records up to `end`, which were written before this server serves:
+        nobody waits for them. Those from `tail_from` on go into the tail once it is certain which
+        of them are duplicates."""
+        now_ms = int(time.time() * 1_000)
+        for record in records:
+            message = self._message(record)
+            if record.offset < tail_from or not self._duplicates.is_exact(partition):
+                self._tail.skip(partition, record.offset + 1)
+            elif message is None:
+                self._tail.advance(partition, record.offset + 1)
+            else:
+                self._tail.append(partition, entry(record, message, now_ms))
+        self._tail.advance(partition, end)
+        self._positions[partition] = end
+        self._duplicates.advance(self._positions)
 
     def on_records(self, records: list[Record]) -> None:
         """Hands a read's messages to every connection. Waits only as Hub.broadcast does."""
@@ -58,16 +89,28 @@ class Fanout:
         for record in records:
             received += self._take(record, now)
             self._positions[record.partition] = record.offset + 1
+        self._duplicates.advance(self._positions)
         self._broadcast()
         self._count_received(received)
         _log.debug("%d messages successfully forwarded to local clients", received)
 
     def _take(self, record: Record, now: float) -> bool:
-        """Encodes a record for the next batch. Returns whether it is a message."""
-        try:
-            message = entry(record, int(now * 1_000))
-        except InvalidRecord as error:
+        """Encodes a record for the next batch. Returns whether it is a message that is new."""
+        message = self._message(record)
+        if message is None:
             self._tail.advance(record.partition, record.offset + 1)
+            return False
+        encoded = entry(record, message, int(now * 1_000))
+        self._tail.append(record.partition, encoded)
+        self._observe_latency(max(0.0, now - encoded.appended_ms / 1_000))
+        self._add(encoded)
+        return True
+
+    def _message(self, record: Record) -> ChatMessage | None:
+        """The message in a record, if there is one, and it is not a duplicate."""
+        try:
+            message = decode_message(record.value)
+        except InvalidRecord as error:
             self._count_invalid(error.reason)
             _log.debug(
                 "Record skipped - Partition: %d, Offset: %d: %s",
@@ -75,22 +118,25 @@ class Fanout:
                 record.offset,
                 error,
             )
-            return False
-        self._tail.append(record.partition, message)
-        self._observe_latency(max(0.0, now - message.appended_ms / 1_000))
-        if self._hub.has_room(message.room):
-            self._add(message)
-        return True
+            return None
+        if message.message_id and self._duplicates.note(
+            record.partition,
+            record.offset,
+            record.appended_ms,
+            key_of(message.user, message.message_id),
+        ):
+            self._count_duplicate()
+            return None
+        return message
 
     def _add(self, message: Entry) -> None:
         size = message.size
-        if self._messages == BATCH_MESSAGES or self._bytes + size > BATCH_BYTES:
+        if len(self._messages) == BATCH_MESSAGES or self._bytes + size > BATCH_BYTES:
             self._broadcast()
-        self._rooms.setdefault(message.room, []).append(message.encoded)
-        self._messages += 1
+        self._messages.append((message.room, message.encoded))
         self._bytes += size
 
     def _broadcast(self) -> None:
-        rooms, self._rooms = self._rooms, {}
-        self._messages = self._bytes = 0
-        self._hub.broadcast(rooms, dict(self._positions), time.monotonic())
+        messages, self._messages = self._messages, []
+        self._bytes = 0
+        self._hub.broadcast(messages, dict(self._positions), time.monotonic())

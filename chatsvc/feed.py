@@ -68,6 +68,16 @@ class Feed(Generic[R]):
             self._resting = set()
             return woken
 
+    def interrupt(self) -> set[R]:
+        """What is appended next does not follow what was appended before: every reader that is
+        here has overflowed. Returns who rested at the end, and rests no longer."""
+        with self._lock:
+            self._batches.clear()
+            self._start = self._end = self._end._replace(batches=self._end.batches + 1)
+            woken = self._resting
+            self._resting = set()
+            return woken
+
     def _over_limits(self) -> bool:
         return (
             self._end.messages - self._start.messages > self._max_messages

@@ -12,15 +12,19 @@ from typing import NamedTuple
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatsvc.errors import ChatError, InvalidRequest, MessageTooLarge
-from chatsvc.model import Acked, ChatMessage, Gap
+from chatsvc.model import Acked, ChatMessage, Duplicate, Gap
 from chatsvc.pb import chat_pb2
 from chatsvc.varint import encode_varint
 
 CLOSE = chat_pb2.Close().SerializeToString()
-"""The answer to BroadcastMessage."""
+"""The answer to BroadcastMessage when the message is written."""
+CLOSE_DUPLICATE = chat_pb2.Close(duplicate=True).SerializeToString()
+"""The answer when it was there already."""
 
 
 _MESSAGES_TAG = bytes((chat_pb2.Delivery.MESSAGES_FIELD_NUMBER << 3 | 2,))
+# An element of HistoryPage.messages has the same tag.
+assert chat_pb2.HistoryPage.MESSAGES_FIELD_NUMBER == chat_pb2.Delivery.MESSAGES_FIELD_NUMBER
 _CURSOR_TAG = bytes((chat_pb2.Delivery.CURSOR_FIELD_NUMBER << 3 | 2,))
 
 
@@ -79,16 +83,33 @@ def cursor(encoded: bytes) -> bytes:
     return _CURSOR_TAG + encode_varint(len(encoded)) + encoded
 
 
+def going_away(delay_ms: int) -> bytes:
+    """A Delivery that asks its client to go elsewhere after so many milliseconds."""
+    encoded: bytes = chat_pb2.Delivery(
+        going_away=chat_pb2.GoingAway(delay_ms=delay_ms)
+    ).SerializeToString()
+    return encoded
+
+
 def replayed(
     elements: Sequence[bytes], gaps: Iterable[Gap], cursor: bytes, *, caught_up: bool
 ) -> bytes:
     """Elements of Delivery.messages as a Delivery, with what is lost before them and the Delivery
     that `cursor` made for what is behind them."""
-    rest = chat_pb2.Delivery(
-        gaps=[chat_pb2.Gap(partition=gap.partition, start=gap.start, end=gap.end) for gap in gaps],
-        caught_up=caught_up,
-    )
+    rest = chat_pb2.Delivery(gaps=_gaps(gaps), caught_up=caught_up)
     return b"".join([*elements, rest.SerializeToString(), cursor])
+
+
+def page(
+    elements: Sequence[bytes], before: bytes, after: bytes, end: bool, gaps: Iterable[Gap]
+) -> bytes:
+    """Elements of Delivery.messages as a HistoryPage, with the cursors around them."""
+    rest = chat_pb2.HistoryPage(before=before, after=after, end=end, gaps=_gaps(gaps))
+    return b"".join([*elements, rest.SerializeToString()])
+
+
+def _gaps(gaps: Iterable[Gap]) -> list[chat_pb2.Gap]:
+    return [chat_pb2.Gap(partition=gap.partition, start=gap.start, end=gap.end) for gap in gaps]
 
 
 def join(batches: Sequence[Batch]) -> bytes:
@@ -97,16 +118,18 @@ def join(batches: Sequence[Batch]) -> bytes:
     return b"".join([*(each.delivery for each in batches), batches[-1].cursor])
 
 
-def result(outcomes: Iterable[tuple[str, Acked | ChatError]]) -> bytes:
+def result(outcomes: Iterable[tuple[str, Acked | Duplicate | ChatError]]) -> bytes:
     """A PublishResult for messages' ids and what became of each."""
     return chat_pb2.PublishResult(
         outcomes=[_outcome(message_id, outcome) for message_id, outcome in outcomes]
     ).SerializeToString()
 
 
-def _outcome(message_id: str, outcome: Acked | ChatError) -> chat_pb2.Outcome:
+def _outcome(message_id: str, outcome: Acked | Duplicate | ChatError) -> chat_pb2.Outcome:
     if isinstance(outcome, Acked):
         return chat_pb2.Outcome(message_id=message_id, status=chat_pb2.Outcome.COMMITTED)
+    if isinstance(outcome, Duplicate):
+        return chat_pb2.Outcome(message_id=message_id, status=chat_pb2.Outcome.DUPLICATE)
     invalid = isinstance(outcome, InvalidRequest | MessageTooLarge)
     status = chat_pb2.Outcome.INVALID if invalid else chat_pb2.Outcome.UNCONFIRMED
     return chat_pb2.Outcome(message_id=message_id, status=status, detail=str(outcome))

@@ -2,8 +2,8 @@
 
 import random
 import threading
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -33,6 +33,15 @@ _FINAL = frozenset(
 )
 
 
+class Registration(NamedTuple):
+    """What a server tells of a stream that it has registered: its id, how often something comes at
+    least, if it says so, and the cursor of where the stream begins."""
+
+    server_id: str
+    heartbeat_seconds: float | None
+    cursor: bytes
+
+
 class Link:
     """A channel to one server. Thread-safe."""
 
@@ -44,17 +53,12 @@ class Link:
         stub = chat_pb2_grpc.ChatStub
         self._chat_stub = stub(self._channel)
 
-    def subscribe(self, user: str, rooms: Collection[str], cursor: bytes) -> Any:
-        """Starts a stream of Deliveries, from `cursor` on if there is one, which `registered` waits
-        for."""
-        request = chat_pb2.SubscribeRequest(
-            user=chat_pb2.User(id=user, name=user), rooms=rooms, cursor=cursor
-        )
-        return self._chat_stub.Subscribe(request)
+    def subscribe(self, requests: Iterator[chat_pb2.SubscribeRequest]) -> Any:
+        """Starts a stream of Deliveries, which `registered` waits for."""
+        return self._chat_stub.Subscribe(requests)
 
-    def registered(self, call: Any) -> str:
-        """Blocks until the server has registered the stream and returns the server's id. Raises
-        ConnectionFailed."""
+    def registered(self, call: Any) -> "Registration":
+        """Blocks until the server has registered the stream. Raises ConnectionFailed."""
         timer = threading.Timer(CONNECT_SECONDS, call.cancel)
         timer.name = "chat-connect"
         timer.start()
@@ -66,7 +70,9 @@ class Link:
             timer.cancel()
             timer.join()
         if metadata.SERVER_ID in keys:
-            return str(keys[metadata.SERVER_ID])
+            beat_ms = keys.get(metadata.HEARTBEAT, "")
+            seconds = int(beat_ms) / 1_000 if beat_ms.isdecimal() else None
+            return Registration(keys[metadata.SERVER_ID], seconds, keys.get(metadata.CURSOR, b""))
         text = "no answer in time" if call.code() is grpc.StatusCode.CANCELLED else cause(call)
         raise ConnectionFailed(text, (self.server,))
 
@@ -74,6 +80,12 @@ class Link:
         """Sends a message and blocks until it is confirmed. Raises grpc.RpcError, or ValueError
         after `close`."""
         self._stub.BroadcastMessage(message, timeout=timeout)
+
+    def history(self, request: chat_pb2.HistoryRequest, timeout: float) -> chat_pb2.HistoryPage:
+        """Asks for a page and blocks until it is there. Raises grpc.RpcError, or ValueError after
+        `close`."""
+        page: chat_pb2.HistoryPage = self._chat_stub.History(request, timeout=timeout)
+        return page
 
     def publish(self, requests: Iterator[chat_pb2.PublishRequest]) -> Any:
         """Starts a stream of messages, whose results can be iterated over. Raises ValueError after

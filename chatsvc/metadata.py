@@ -2,6 +2,11 @@
 
 SERVER_ID = "chatsvc-server-id"
 """Initial metadata of a stream: which server it is registered at."""
+HEARTBEAT = "chatsvc-heartbeat-ms"
+"""Initial metadata of a subscription: how often something comes at least."""
+CURSOR = "chatsvc-cursor-bin"
+"""Initial metadata of a subscription: the cursor of where it begins, so that a stream that is lost
+before its first Delivery can be resumed too."""
 RETRY_AFTER = "grpc-retry-pushback-ms"
 """Trailing metadata of an error that may pass: when to try again, in gRPC's own term. An error
 without it is final, or did not come from the server."""

@@ -64,6 +64,12 @@ class Metrics:
         self.messages_published = counter(
             "messages_published", "Messages of clients that all in-sync replicas have"
         )
+        self.messages_duplicate = counter(
+            "messages_duplicate",
+            "Messages that repeat one by their id: requests that were not written, records in the "
+            "log that were not delivered",
+            "where",
+        )
         self.message_latency = latencies(
             "message_latency_seconds", "From Kafka's append of a message to its fan-out here"
         )

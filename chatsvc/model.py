@@ -61,6 +61,10 @@ class Acked(NamedTuple):
     appended_ms: int
 
 
+class Duplicate(NamedTuple):
+    """A message was in the log already, sent before with the same message_id."""
+
+
 class Gap(NamedTuple):
     """The records of a partition from offset `start` up to before `end` are lost."""
 

@@ -23,6 +23,10 @@ REQUEST_BYTES = 32 * 1024
 IDLE_SECONDS = 0.5
 """A stream on which nothing is under way for so long is ended: the server keeps a thread for it."""
 
+_KNOWN = frozenset(
+    {chat_pb2.Outcome.COMMITTED, chat_pb2.Outcome.DUPLICATE, chat_pb2.Outcome.INVALID}
+)
+
 OnOutcome = Callable[[str, ChatError | None], None]
 """Called once with a message's id and None when all in-sync replicas have it, SendFailed when it
 was refused for good, ClientClosed when nobody waits for it any more."""
@@ -171,7 +175,7 @@ class Publisher:
         return batch
 
     def _settle(self, outcome: chat_pb2.Outcome) -> None:
-        is_known = outcome.status in (chat_pb2.Outcome.COMMITTED, chat_pb2.Outcome.INVALID)
+        is_known = outcome.status in _KNOWN
         with self._changed:
             post = self._sent.popleft()
             if not is_known:

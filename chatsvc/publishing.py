@@ -7,7 +7,7 @@ from typing import Protocol
 
 from chatsvc import frames
 from chatsvc.errors import ChatError, ServerBusy
-from chatsvc.model import Acked
+from chatsvc.model import Acked, Duplicate
 from chatsvc.senders import Pulse, SenderPool
 
 UNDER_WAY = 2_000
@@ -17,7 +17,7 @@ RESULT_OUTCOMES = 500
 BUSY_SECONDS = 0.05
 """How long to wait, at most, before a full producer is asked again."""
 
-Done = Callable[[Acked | ChatError], None]
+Done = Callable[[Acked | Duplicate | ChatError], None]
 Send = Callable[[Done], None]
 """Sends one message; it is given whom to tell. What it raises is the outcome."""
 
@@ -46,9 +46,9 @@ class _Slot:
     def __init__(self, stream: "PublishStream", message_id: str) -> None:
         self._stream = stream
         self.message_id = message_id
-        self.outcome: Acked | ChatError | None = None
+        self.outcome: Acked | Duplicate | ChatError | None = None
 
-    def settle(self, outcome: Acked | ChatError) -> None:
+    def settle(self, outcome: Acked | Duplicate | ChatError) -> None:
         self.outcome = outcome
         self._stream.note_settled()
 
@@ -171,9 +171,9 @@ class PublishStream:
         over = self._ended or self._refusal is not None
         return over and not self._slots and not self._left
 
-    def _settled(self) -> list[tuple[str, Acked | ChatError]]:
+    def _settled(self) -> list[tuple[str, Acked | Duplicate | ChatError]]:
         """The next outcomes that are known; none once the stream is over."""
-        settled: list[tuple[str, Acked | ChatError]] = []
+        settled: list[tuple[str, Acked | Duplicate | ChatError]] = []
         slots = self._slots
         while slots and len(settled) < RESULT_OUTCOMES and not self._left:
             outcome = slots[0].outcome

@@ -4,10 +4,12 @@ It knows no thread and no clock, reads nothing itself, and takes what has to com
 chunks: whoever drives it fetches them.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
-from chatsvc.entries import Entry
+from chatsvc.entries import MAX_MS, Entry
 from chatsvc.model import Gap
 from chatsvc.tail import NotInTail, Tail
 
@@ -28,12 +30,13 @@ class Chunk(NamedTuple):
 
 
 class Need(NamedTuple):
-    """A chunk that begins at `start`, of which what is before `end` is of use, has to come from
-    Kafka."""
+    """A chunk that `start` is in, of which what is before `end` is of use, has to come from Kafka;
+    as far as `end`, or the end of such chunks, if it is to be `whole`."""
 
     partition: int
     start: int
     end: int
+    whole: bool = False
 
 
 class Step(NamedTuple):
@@ -47,10 +50,11 @@ class Step(NamedTuple):
 
 class _Slice(NamedTuple):
     """Messages of a partition, which has no others before offset `end`; `whole` if it is not to be
-    read on there."""
+    read on there. Where a clock went back, `times` have the latest time before instead."""
 
     partition: int
     entries: Sequence[Entry]
+    times: Sequence[int]
     end: int
     whole: bool
 
@@ -79,9 +83,9 @@ class Replay:
         """Whether it has been further, at another server, than this one is."""
         return any(live.get(each, 0) < mine for each, mine in self.positions.items())
 
-    def step(self, live: Mapping[int, int], tail: Tail) -> Step | Need:
-        """Moves on towards the positions `live`: in the order of each partition, and between them
-        in that of time."""
+    def step(self, live: Mapping[int, int], tail: Tail, limit: int | None = None) -> Step | Need:
+        """Moves on towards the positions `live`, by at most `limit` messages: in the order of each
+        partition, and between them in that of time."""
         behind = {each: end for each, end in live.items() if self.positions.get(each, 0) < end}
         slices: list[_Slice] = []
         size = 0
@@ -93,7 +97,7 @@ class Replay:
                 return found
             slices.append(found)
             size += sum(len(each.element) for each in found.entries)
-        entries = self._advance(slices)
+        entries = self._advance(slices, limit)
         elements = [each.element for each in entries if each.room in self._rooms]
         level = all(self.positions.get(each, 0) >= end for each, end in behind.items())
         gaps, self._gaps = self._gaps, []
@@ -115,21 +119,40 @@ class Replay:
         fitting = _fitting(entries, max_bytes)
         if fitting < len(entries):
             covered = entries[fitting].offset
-        return _Slice(partition, entries[:fitting], covered, covered >= end)
+        taken = entries[:fitting]
+        times = list(accumulate((each.appended_ms for each in taken), max))
+        return _Slice(partition, taken, times, covered, covered >= end)
 
-    def _advance(self, slices: Sequence[_Slice]) -> list[Entry]:
+    def _advance(self, slices: Sequence[_Slice], limit: int | None) -> list[Entry]:
         """Takes what is not later than where one of the slices breaks off."""
-        broken_off = [each for each in slices if each.entries and not each.whole]
-        horizon = min((each.entries[-1].appended_ms for each in broken_off), default=None)
-        taken: list[Entry] = []
-        for each in slices:
-            count = _until(each.entries, horizon)
-            taken += each.entries[:count]
+        broken_off = [each.times[-1] for each in slices if each.times and not each.whole]
+        horizon = min(broken_off, default=MAX_MS)
+        counts = [bisect_right(each.times, horizon) for each in slices]
+        places = [
+            (time, number, index)
+            for number, each in enumerate(slices)
+            for index, time in enumerate(each.times[: counts[number]])
+        ]
+        if len(slices) > 1:
+            places.sort()
+        taken = [slices[number].entries[index] for _, number, index in places]
+        if limit is not None:
+            kept = self._within(taken, limit)
+            for _, number, _ in places[kept:]:
+                counts[number] -= 1
+            del taken[kept:]
+        for each, count in zip(slices, counts, strict=True):
             whole = count == len(each.entries)
             self.positions[each.partition] = each.end if whole else each.entries[count].offset
-        if len(slices) > 1:
-            taken.sort(key=_time)  # leaves the order of a partition as it is where times are equal
         return taken
+
+    def _within(self, entries: Sequence[Entry], limit: int) -> int:
+        """How many entries there are before more than `limit` are of the rooms."""
+        for count, each in enumerate(entries):
+            limit -= each.room in self._rooms
+            if limit < 0:
+                return count
+        return len(entries)
 
 
 def _fitting(entries: Sequence[Entry], max_bytes: int) -> int:
@@ -139,17 +162,3 @@ def _fitting(entries: Sequence[Entry], max_bytes: int) -> int:
         if count and max_bytes < 0:
             return count
     return min(len(entries), STEP_MESSAGES)
-
-
-def _until(entries: Sequence[Entry], horizon: int | None) -> int:
-    """How many of the first entries are not later than `horizon`. Clocks of writers may go back:
-    then what follows waits too."""
-    if horizon is not None:
-        for count, each in enumerate(entries):
-            if each.appended_ms > horizon:
-                return count
-    return len(entries)
-
-
-def _time(entry: Entry) -> int:
-    return entry.appended_ms

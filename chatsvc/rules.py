@@ -10,6 +10,8 @@ MAX_NAME_BYTES = 64
 MAX_CONTENT_CHARACTERS = 4096
 MAX_MESSAGE_ID_BYTES = 64
 MAX_ROOMS = 64
+MAX_LAST = 10_000
+MAX_PAGE = 1_000
 
 # Control, formatting (bidirectional and invisible), surrogate and line characters: with them a
 # name could pass for another, or break a line of a log.
@@ -74,6 +76,12 @@ def check_rooms(field: str, rooms: Collection[str]) -> None:
         raise InvalidRequest(field, f"must be at most {MAX_ROOMS}")
     for room in rooms:
         check_room(field, room)
+
+
+def check_count(field: str, count: int, most: int) -> None:
+    """Raises InvalidRequest unless `count` is at most `most`."""
+    if count > most:
+        raise InvalidRequest(field, f"must be at most {most}")
 
 
 def is_address(text: str) -> bool:

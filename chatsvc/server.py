@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -12,14 +12,28 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from chatsvc import metrics as metric
+from chatsvc.archive import Archive
+from chatsvc.backfill import STRETCH_RECORDS, Backfill
 from chatsvc.config import Config
 from chatsvc.consumer import OnPositions, OnRecords, PartitionWatch, TopicConsumer
 from chatsvc.cursor import CursorFormat
+from chatsvc.duplicates import Duplicates
 from chatsvc.embedded import EMBEDDED_FETCH_WAIT_MS, EmbeddedBroker
-from chatsvc.errors import CloseReason, PortTaken, TopicFailed
+from chatsvc.errors import (
+    ChatError,
+    CloseReason,
+    FeedLost,
+    PortTaken,
+    ServerStopping,
+    TopicFailed,
+)
 from chatsvc.fanout import Fanout
+from chatsvc.feedwatch import FeedWatch
+from chatsvc.health import Health
+from chatsvc.heartbeats import Heartbeats
 from chatsvc.hub import Hub
 from chatsvc.listening import Listening
+from chatsvc.logclient import LogClient
 from chatsvc.memory import MemoryTrim
 from chatsvc.metrics import Metrics, MetricsPort
 from chatsvc.presence import Presence
@@ -29,7 +43,7 @@ from chatsvc.registrar import BEATS_PER_LISTING, Registrar
 from chatsvc.requests import RequestWatch
 from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
-from chatsvc.servicer import Servicer
+from chatsvc.servicer import Pools, Servicer
 from chatsvc.tail import Tail
 from chatsvc.topics import Topics
 from chatsvc.watchdog import Watchdog
@@ -40,6 +54,16 @@ CHAT_PARTITIONS = 2
 CONNECTIONS_PARTITIONS = 3
 REPLY_SENDERS = 2
 SLOW_SENDERS = 2
+HISTORY_THREADS = 4
+BEATS = 30
+"""How often streams are looked at in the time of a heartbeat: so those that are due together, since
+they were sent the same message, are not sent to all at once."""
+LOOK_SECONDS = 2.0
+"""How long Kafka may take to tell where the topic ends."""
+SPREAD_SECONDS = 2.0
+"""Over how long clients are sent elsewhere at most."""
+LEAVE_SECONDS = 0.5
+"""How long a client may take to go when it is time."""
 
 MAX_MESSAGE_BYTES = 64 * 1024
 
@@ -57,15 +81,20 @@ class Server:
         *,
         seats: Seats | None = None,
         embedded: tuple[str, ...] = (),
+        on_failure: Callable[[ChatError], None] = lambda error: None,
     ) -> None:
         """`seats` are what its streams take, by default `max_connections` of its own. `embedded`
         is the embedded broker of another process, which has the topics: without Kafka it is used
-        instead of one in this process."""
+        instead of one in this process. `on_failure` is called, in a thread of the server's, when
+        it can be of no more use and has to be stopped."""
         self._config = config
         self._seats = seats or Seats(config.max_connections)
         self._embedded = embedded
+        self._on_failure = on_failure
+        self._health = Health()
         self.metrics = Metrics(registry or CollectorRegistry())
         self.presence = Presence(config.server_id, config.server_timeout)
+        self._feed_lost = False
         self._running = ExitStack()
         self._deadline = 0.0
 
@@ -91,8 +120,11 @@ class Server:
         producer = self._start_producer(brokers)
         self._build(brokers, producer, CursorFormat(identity))
         self._start_threads()
-        self._start_reading(brokers, producer)
+        chat = self._start_reading(brokers, producer)
         listening_port = self._listen(producer)
+        self._health.set_serving(True)
+        if config.brokers:
+            self._watch_feed(chat, identity)
         return Listening(listening_port, metrics_url, brokers, not config.brokers, warnings)
 
     def _reach_kafka(self) -> tuple[tuple[str, ...], bytes, tuple[str, ...]]:
@@ -144,7 +176,12 @@ class Server:
         self._requests = RequestWatch(
             config.rpc_threads, config.request_timeout, self._watchdog.wake
         )
-        self._log_reader = LogReader(brokers, config.server_id, config.topic)
+        self._duplicates = Duplicates()
+        # Streams that wait for their first request take none of the few threads of the calls.
+        self._stream_requests = RequestWatch(
+            config.stream_threads, config.request_timeout, self._watchdog.wake
+        )
+        self._log_reader = LogReader(brokers, config.server_id, config.topic, self._duplicates)
         self._hub = Hub(
             self._senders,
             seats=self._seats,
@@ -154,6 +191,8 @@ class Server:
             outbox_messages=config.outbox_messages,
             outbox_bytes=config.outbox_bytes,
             send_timeout=config.send_timeout,
+            heartbeat_seconds=config.stream_heartbeat,
+            max_age_seconds=config.max_stream_age,
             on_change=lambda user, count: self._registrar.note(user, count),
             on_leave=self._count_leave,
         )
@@ -168,7 +207,7 @@ class Server:
             ).inc(),
         )
         self._watchdog.add((self._senders.check, self._slow_senders.check, self._replies.check))
-        self._watchdog.add((self._hub.check, self._requests.check))
+        self._watchdog.add((self._hub.check, self._requests.check, self._stream_requests.check))
         self._watchdog.add((MemoryTrim(self._hub.__len__).check,))
         metrics.observe(self._observe)
 
@@ -181,27 +220,35 @@ class Server:
         for pool in (self._slow_senders, self._senders, self._replies):
             self._running.callback(self._close_pool, pool)
             pool.start()
+        heartbeats = Heartbeats(self._hub.beat, self._config.stream_heartbeat / BEATS)
+        self._running.callback(heartbeats.close)
+        heartbeats.start()
 
     def _close_pool(self, pool: SenderPool) -> None:
         pool.close(self._time_left(0.5))
 
-    def _start_reading(self, brokers: tuple[str, ...], producer: Producer) -> None:
+    def _start_reading(self, brokers: tuple[str, ...], producer: Producer) -> TopicConsumer:
         config = self._config
-        fanout = Fanout(
-            self._hub,
-            self._hub.tail,
-            count_received=self.metrics.messages_received.inc,
-            count_invalid=lambda reason: self.metrics.records_invalid.labels(
-                config.topic, reason
-            ).inc(),
-            observe_latency=self.metrics.message_latency.observe,
-        )
         now_ms = self._registrar.introduce(config.kafka_timeout)
         # Far enough back to find a listing of every server that is alive.
         listed = (BEATS_PER_LISTING + 3) * config.heartbeat_interval
         since_ms = max(0, now_ms - int(listed * 1_000))
+        fanout = self._fanout()
+        backfill = Backfill(
+            LogClient(brokers, config.server_id, config.topic, STRETCH_RECORDS),
+            config.topic,
+            fanout,
+            self._duplicates,
+            now_ms if now_ms > 0 else int(time.time() * 1_000),
+        )
+
         chat = self._consumer(
-            brokers, config.topic, fanout.on_records, None, on_positions=fanout.on_positions
+            brokers,
+            config.topic,
+            fanout.on_records,
+            None,
+            on_positions=fanout.on_positions,
+            before_reading=lambda positions: backfill.run(positions, config.kafka_timeout),
         )
         connections = self._consumer(
             brokers, config.connections_topic, self._registrar.on_records, since_ms
@@ -218,6 +265,21 @@ class Server:
             raise TopicFailed(config.connections_topic, "could not be read to its end in time")
         self._running.callback(lambda: self._registrar.close(self._time_left(1)))
         self._registrar.start()
+        return chat
+
+    def _fanout(self) -> Fanout:
+        metrics = self.metrics
+        return Fanout(
+            self._hub,
+            self._hub.tail,
+            self._duplicates,
+            count_received=metrics.messages_received.inc,
+            count_invalid=lambda reason: metrics.records_invalid.labels(
+                self._config.topic, reason
+            ).inc(),
+            count_duplicate=metrics.messages_duplicate.labels("log").inc,
+            observe_latency=metrics.message_latency.observe,
+        )
 
     def _consumer(
         self,
@@ -226,6 +288,7 @@ class Server:
         on_records: OnRecords,
         since_ms: int | None,
         on_positions: OnPositions = lambda positions: None,
+        before_reading: OnPositions = lambda positions: None,
     ) -> TopicConsumer:
         metrics = self.metrics
         return TopicConsumer(
@@ -235,6 +298,7 @@ class Server:
             on_records,
             since_ms=since_ms,
             on_positions=on_positions,
+            before_reading=before_reading,
             fetch_wait_ms=500 if self._config.brokers else EMBEDDED_FETCH_WAIT_MS,
             report_lag=lambda partition, lag: metrics.consumer_lag.labels(topic, partition).set(
                 lag
@@ -242,15 +306,46 @@ class Server:
             count_gap=metrics.records_lost.labels(topic).inc,
         )
 
+    def _watch_feed(self, chat: TopicConsumer, identity: bytes) -> None:
+        config = self._config
+        admin = Topics(config.brokers, config.server_id, LOOK_SECONDS)
+        watch = FeedWatch(
+            chat.positions,
+            identity,
+            config.topic,
+            lambda: admin.state(config.topic),
+            timeout=config.feed_timeout,
+            interval=config.partitions_interval,
+            on_state=self._set_feed,
+            on_reach=lambda reached: self._health.set_serving(reached and not self._feed_lost),
+            on_replaced=self._on_failure,
+        )
+        self._running.callback(watch.close)
+        watch.start()
+
+    def _set_feed(self, lost: FeedLost | None) -> None:
+        """Sends clients elsewhere while messages cannot be read, and takes them in again."""
+        self._feed_lost = lost is not None
+        self._health.set_serving(lost is None)
+        self._hub.refuse(lost)
+        if lost is not None:
+            self._hub.send_away(SPREAD_SECONDS, CloseReason.MOVED)
+
+    def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._running.callback(pool.shutdown)
+        return pool
+
     def _listen(self, producer: Producer) -> int:
         config = self._config
-        pool = ThreadPoolExecutor(config.rpc_threads, thread_name_prefix="rpc")
-        self._running.callback(pool.shutdown)
         # Some threads more than streams, to refuse those above the limit at once.
-        publish_pool = ThreadPoolExecutor(config.max_publish_streams + 4, thread_name_prefix="pub")
-        self._running.callback(publish_pool.shutdown)
+        pools = Pools(
+            publish=self._pool(config.max_publish_streams + 4, "pub"),
+            subscribe=self._pool(config.stream_threads, "sub"),
+            history=self._pool(HISTORY_THREADS, "history"),
+        )
         server = grpc.server(
-            pool,
+            self._pool(config.rpc_threads, "rpc"),
             options=channel_options(config),
             maximum_concurrent_rpcs=config.max_pending_rpcs,
         )
@@ -260,14 +355,24 @@ class Server:
             partial(producer.publish, config.topic),
             self._replies,
             self._requests,
+            self._stream_requests,
             self._cursors,
+            self._duplicates,
+            Archive(
+                self._hub.tail,
+                self._log_reader.fetch,
+                # The embedded broker knows no times; what it keeps is in the tail.
+                self._log_reader.locate if config.brokers else self._locate_in_tail,
+                lambda: self._hub.positions,
+            ),
             self.metrics,
-            publish_pool,
+            pools,
             send_timeout=config.send_timeout,
             publish_timeout=config.publish_timeout,
             max_publish_streams=config.max_publish_streams,
         )
         server.add_generic_rpc_handlers(servicer.handlers())
+        self._health.add_to(server)
         address = f"[{config.host}]" if ":" in config.host else config.host
         try:
             port: int = server.add_insecure_port(f"{address}:{config.port}")
@@ -278,6 +383,14 @@ class Server:
         server.start()
         return port
 
+    def _locate_in_tail(
+        self,
+        positions: Mapping[int, int],
+        time_ms: int,
+        done: Callable[[Mapping[int, int] | None], None],
+    ) -> None:
+        done({**positions, **self._hub.tail.locate(time_ms)})
+
     def stop(self) -> None:
         """Stops everything within about `stop_timeout` seconds: streams end with UNAVAILABLE
         after what is in their outboxes, what was accepted is acked or refused, and this server
@@ -286,8 +399,10 @@ class Server:
         self._running.close()
 
     def _stop_serving(self, server: grpc.Server, servicer: Servicer, producer: Producer) -> None:
+        self._send_clients_elsewhere()
         stopped = server.stop(grace=self._time_left(0.1 * self._config.stop_timeout))
         self._requests.close()
+        self._stream_requests.close()
         servicer.stop()
         self._hub.close(CloseReason.SHUTDOWN)
         self._log_reader.close()
@@ -295,6 +410,14 @@ class Server:
             producer.give_up()  # Kafka is away: refuse what waits for it while there is time
         if not stopped.wait(self._time_left(0.5)):
             _log.warning("Some calls could not be ended in time")
+
+    def _send_clients_elsewhere(self) -> None:
+        """Asks clients to go, and serves those that are still here meanwhile."""
+        self._health.leave()
+        self._hub.refuse(ServerStopping())
+        spread = 0.3 * self._config.stop_timeout
+        spread = self._hub.send_away(spread, CloseReason.SHUTDOWN)
+        self._hub.wait_empty(spread + LEAVE_SECONDS)
 
     def _time_left(self, reserved: float) -> float:
         """Seconds of a stop that are left but for `reserved`."""

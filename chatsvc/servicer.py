@@ -8,22 +8,29 @@ answer from another thread when Kafka has acked, and keep no thread a stream.
 import logging
 import secrets
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, NamedTuple, Protocol
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatsvc import frames, metadata, rules
+from chatsvc.archive import Archive
+from chatsvc.connection import Connection
 from chatsvc.cursor import CursorFormat
+from chatsvc.duplicates import Duplicates
+from chatsvc.duplicates import key as key_of
 from chatsvc.errors import (
+    ArchiveUnavailable,
     ChatError,
     CloseReason,
+    FeedLost,
     InvalidRequest,
     MessageTooLarge,
     PublishFailed,
@@ -33,7 +40,7 @@ from chatsvc.errors import (
 )
 from chatsvc.hub import THE_LOBBY, Hub, Rooms
 from chatsvc.metrics import Metrics
-from chatsvc.model import Acked, ChatMessage
+from chatsvc.model import Acked, ChatMessage, Duplicate
 from chatsvc.pb import chat_pb2
 from chatsvc.publishing import Done, PublishStream
 from chatsvc.records import encode_message
@@ -52,6 +59,8 @@ _STATUS: dict[type[ChatError], tuple[grpc.StatusCode, int | None]] = {
     ServerBusy: (grpc.StatusCode.RESOURCE_EXHAUSTED, 1_000),
     ServerStopping: (grpc.StatusCode.UNAVAILABLE, 100),
     PublishFailed: (grpc.StatusCode.UNAVAILABLE, 1_000),
+    FeedLost: (grpc.StatusCode.UNAVAILABLE, 100),
+    ArchiveUnavailable: (grpc.StatusCode.UNAVAILABLE, 1_000),
 }
 
 _CLOSE_STATUS: dict[CloseReason, tuple[grpc.StatusCode, str, int]] = {
@@ -61,7 +70,20 @@ _CLOSE_STATUS: dict[CloseReason, tuple[grpc.StatusCode, str, int]] = {
         1_000,
     ),
     CloseReason.SHUTDOWN: (grpc.StatusCode.UNAVAILABLE, str(ServerStopping()), 100),
+    CloseReason.GONE: (
+        grpc.StatusCode.UNAVAILABLE,
+        "client was not heard of for two heartbeats; connect again",
+        100,
+    ),
+    CloseReason.MOVED: (
+        grpc.StatusCode.UNAVAILABLE,
+        "server asked the client to go elsewhere; connect to another one",
+        100,
+    ),
 }
+
+DEFAULT_PAGE = 50
+"""Messages of a page of history, if the request does not say."""
 
 
 class Publish(Protocol):
@@ -144,9 +166,9 @@ class _Reply:
         self._pool = pool
         self._metrics = metrics
         self._timeout = send_timeout
-        self._outcome: Acked | ChatError | None = None
+        self._outcome: Acked | Duplicate | ChatError | None = None
 
-    def done(self, outcome: Acked | ChatError) -> None:
+    def done(self, outcome: Acked | Duplicate | ChatError) -> None:
         """The producer's callback."""
         self._outcome = outcome
         self._pool.ready([self])
@@ -155,6 +177,9 @@ class _Reply:
         if isinstance(self._outcome, Acked):
             self._metrics.messages_published.inc()
             self._call.send(frames.CLOSE)
+            self._call.finish()
+        elif isinstance(self._outcome, Duplicate):
+            self._call.send(frames.CLOSE_DUPLICATE)
             self._call.finish()
         else:
             assert self._outcome is not None  # done() comes first
@@ -199,27 +224,38 @@ class _Behavior(Generic[M]):
             self._run(self._parser.parsed(self._requests.first(requests, context)), call)
 
 
-class _PublishBehavior:
-    """The same for Publish, which reads its requests one after the other in a thread of a pool of
-    its own."""
+class _PooledBehavior:
+    """The same for a method that reads its requests one after the other, or that blocks, in a
+    thread of a pool of its own."""
 
     experimental_non_blocking = True
 
     def __init__(
         self,
+        method: str,
         run: Callable[[Iterator[Any], _Call], None],
         pool: ThreadPoolExecutor,
         metrics: Metrics,
     ) -> None:
         # grpcio takes this pool for the method instead of the server's.
         self.experimental_thread_pool = pool
+        self._method = method
         self._run = run
         self._metrics = metrics
 
     def __call__(self, requests: Iterator[Any], context: grpc.ServicerContext, send: _Send) -> None:
-        call = _Call("Publish", self._metrics, context, send)
-        with _errors_answered("Publish", call):
+        call = _Call(self._method, self._metrics, context, send)
+        with _errors_answered(self._method, call):
             self._run(requests, call)
+
+
+class Pools(NamedTuple):
+    """Threads for the methods that keep one: `publish` and `subscribe` while a client may send
+    something, `history` while Kafka is asked."""
+
+    publish: ThreadPoolExecutor
+    subscribe: ThreadPoolExecutor
+    history: ThreadPoolExecutor
 
 
 @contextmanager
@@ -247,9 +283,12 @@ class Servicer:
         publish: Publish,
         replies: SenderPool,
         requests: RequestWatch,
+        stream_requests: RequestWatch,
         cursors: CursorFormat,
+        duplicates: Duplicates,
+        archive: Archive,
         metrics: Metrics,
-        publish_pool: ThreadPoolExecutor,
+        pools: Pools,
         *,
         send_timeout: float,
         publish_timeout: float,
@@ -260,11 +299,14 @@ class Servicer:
         self._publish = publish
         self._replies = replies
         self._requests = requests
+        self._stream_requests = stream_requests
         self._cursors = cursors
+        self._duplicates = duplicates
+        self._archive = archive
         self._metrics = metrics
         self._send_timeout = send_timeout
         self._publish_timeout = publish_timeout
-        self._publish_pool = publish_pool
+        self._pools = pools
         self._max_publish_streams = max_publish_streams
         # Guards the two below.
         self._lock = threading.Lock()
@@ -287,11 +329,15 @@ class Servicer:
                 "BroadcastMessage", chat_pb2.Message, self._broadcast_message
             ),
         }
-        publish = _PublishBehavior(self._publish_all, self._publish_pool, self._metrics)
         chat = {
-            "Subscribe": self._handler("Subscribe", chat_pb2.SubscribeRequest, self._subscribe),
-            "Publish": grpc.stream_stream_rpc_method_handler(
-                publish, request_deserializer=Parser(chat_pb2.PublishRequest)
+            "Subscribe": self._pooled(
+                "Subscribe", chat_pb2.SubscribeRequest, self._subscribe, self._pools.subscribe
+            ),
+            "Publish": self._pooled(
+                "Publish", chat_pb2.PublishRequest, self._publish_all, self._pools.publish
+            ),
+            "History": self._pooled(
+                "History", chat_pb2.HistoryRequest, self._history, self._pools.history
             ),
         }
         return [
@@ -304,16 +350,69 @@ class Servicer:
         behavior = _Behavior(method, parser, run, self._requests, self._metrics)
         return grpc.stream_stream_rpc_method_handler(behavior, request_deserializer=parser)
 
+    def _pooled(
+        self,
+        method: str,
+        kind: type[M],
+        run: Callable[[Iterator[Any], _Call], None],
+        pool: ThreadPoolExecutor,
+    ) -> Any:
+        behavior = _PooledBehavior(method, run, pool, self._metrics)
+        return grpc.stream_stream_rpc_method_handler(behavior, request_deserializer=Parser(kind))
+
     def _create_stream(self, request: chat_pb2.Connect, call: _Call) -> None:
         with self._counted_refusals():
             self._register(request.user.id, THE_LOBBY, call, batched=False)
 
-    def _subscribe(self, request: chat_pb2.SubscribeRequest, call: _Call) -> None:
+    def _subscribe(self, requests: Iterator[Any], call: _Call) -> None:
         with self._counted_refusals():
-            rules.check_rooms("rooms", request.rooms)
-            positions = self._cursors.decode(request.cursor) if request.cursor else None
-            rooms = frozenset(request.rooms) or THE_LOBBY
-            self._register(request.user.id, rooms, call, batched=True, positions=positions)
+            request: chat_pb2.SubscribeRequest = Parser.parsed(
+                self._stream_requests.first(requests, call.context)
+            )
+            rules.check_name("user.id", request.user.id)
+            rooms = _rooms(request.rooms)
+            connection = self._register(
+                request.user.id, rooms, call, batched=True, positions=self._start(request, rooms)
+            )
+        if connection is None:
+            return
+        connection.hear(time.monotonic())
+        for _ in requests:
+            connection.hear(time.monotonic())
+        connection.hear_no_more()
+
+    def _start(self, request: chat_pb2.SubscribeRequest, rooms: Rooms) -> Mapping[int, int] | None:
+        """The positions where a subscription begins; None: what is newest. Blocks while Kafka is
+        asked for them."""
+        _check_one_of(request, ("cursor", "since", "last"))
+        if request.cursor:
+            return self._cursors.decode(request.cursor)
+        if request.HasField("since"):
+            return self._archive.since(_milliseconds("since", request.since))
+        if request.last:
+            rules.check_count("last", request.last, rules.MAX_LAST)
+            return self._archive.before(rooms, None, request.last).before
+        return None
+
+    def _history(self, requests: Iterator[Any], call: _Call) -> None:
+        request: chat_pb2.HistoryRequest = Parser.parsed(
+            self._stream_requests.first(requests, call.context)
+        )
+        rooms = _rooms(request.rooms)
+        _check_one_of(request, ("cursor", "since"))
+        rules.check_count("limit", request.limit, rules.MAX_PAGE)
+        positions: Mapping[int, int] | None = None
+        if request.cursor:
+            positions = self._cursors.decode(request.cursor)
+        elif request.HasField("since"):
+            positions = self._archive.since(_milliseconds("since", request.since))
+        read = self._archive.before if request.backwards else self._archive.after
+        page = read(rooms, positions, request.limit or DEFAULT_PAGE)
+        encode = self._cursors.encode
+        call.send(
+            frames.page(page.elements, encode(page.before), encode(page.after), page.end, page.gaps)
+        )
+        call.finish()
 
     @contextmanager
     def _counted_refusals(self) -> Iterator[None]:
@@ -331,8 +430,9 @@ class Servicer:
         *,
         batched: bool,
         positions: Mapping[int, int] | None = None,
-    ) -> None:
-        """Makes the call a connection. Raises InvalidRequest, ServerFull or ServerStopping."""
+    ) -> Connection | None:
+        """Makes the call a connection; None if it is over already. Raises InvalidRequest,
+        ServerFull, ServerStopping or FeedLost."""
         rules.check_name("user.id", user)
         connection = self._hub.add(
             user, _Stream(call), rooms=rooms, batched=batched, positions=positions
@@ -340,15 +440,23 @@ class Servicer:
         # From here on the callback, which runs once when the call is over, cleans up.
         if not call.context.add_callback(partial(self._hub.remove, connection)):
             self._hub.remove(connection)
-            return
+            return None
         self._metrics.connections.inc()
-        call.context.send_initial_metadata(((metadata.SERVER_ID, self._server_id),))
+        keys: list[tuple[str, str | bytes]] = [(metadata.SERVER_ID, self._server_id)]
+        if batched:
+            keys.append((metadata.HEARTBEAT, str(int(self._hub.heartbeat_seconds * 1_000))))
+            keys.append((metadata.CURSOR, self._cursors.encode(connection.start)))
+        call.context.send_initial_metadata(tuple(keys))
         _log.info("User %s connected to server %s", connection.user, self._server_id)
         self._hub.activate(connection)
+        return connection
 
     def _broadcast_message(self, request: chat_pb2.Message, call: _Call) -> None:
         message = _checked(request)
         reply = _Reply(call, self._replies, self._metrics, self._send_timeout)
+        if self._is_duplicate(request):
+            reply.done(Duplicate())
+            return
         key, value = encode_message(message)
         # The answer has to arrive before the client's own deadline, or it learns nothing.
         remaining = call.context.time_remaining()
@@ -387,14 +495,50 @@ class Servicer:
             self._publish_streams.discard(stream)
 
     def _publish_one(self, message: chat_pb2.Message, done: Done) -> None:
-        self._publish(*encode_message(_checked(message)), done)
+        checked = _checked(message)
+        if self._is_duplicate(message):
+            done(Duplicate())
+        else:
+            self._publish(*encode_message(checked), done)
+
+    def _is_duplicate(self, message: chat_pb2.Message) -> bool:
+        """Whether the log has the message by its id. It may be there all the same: then whoever
+        reads the log leaves the second record out."""
+        if not message.message_id:
+            return False
+        duplicate = self._duplicates.has(key_of(message.id, message.message_id))
+        if duplicate:
+            self._metrics.messages_duplicate.labels("request").inc()
+        return duplicate
 
 
 _REFUSALS: dict[type[ChatError], str] = {
     InvalidRequest: "invalid",
     ServerFull: "full",
     ServerStopping: "stopping",
+    FeedLost: "feed_lost",
+    ArchiveUnavailable: "kafka",
 }
+
+
+def _rooms(names: Collection[str]) -> Rooms:
+    """The rooms that a request names. Raises InvalidRequest."""
+    rules.check_rooms("rooms", names)
+    return frozenset(names) or THE_LOBBY
+
+
+def _check_one_of(request: Any, fields: Sequence[str]) -> None:
+    """Raises InvalidRequest if more than one of these fields is set."""
+    given = [field.name for field, _ in request.ListFields() if field.name in fields]
+    if len(given) > 1:
+        raise InvalidRequest(given[1], f"must not be there beside {given[0]}")
+
+
+def _milliseconds(field: str, time: Timestamp) -> int:
+    """A time as milliseconds of Unix time, 0 if it is before that. Raises InvalidRequest."""
+    if not (-62_135_596_800 <= time.seconds <= 253_402_300_799 and 0 <= time.nanos < 1_000_000_000):
+        raise InvalidRequest(field, "is out of range")
+    return max(0, time.seconds * 1_000 + time.nanos // 1_000_000)
 
 
 def _checked(request: chat_pb2.Message) -> ChatMessage:

@@ -93,6 +93,29 @@ class Tail:
         with self._lock:
             self._partitions[number].end = end
 
+    def skip(self, number: int, end: int) -> None:
+        """A partition has been read up to `end` and what is before is not kept."""
+        with self._lock:
+            partition = self._partitions[number]
+            assert not partition.entries, "what is kept has no holes"
+            partition.start = partition.end = end
+
+    def locate(self, time_ms: int) -> dict[int, int]:
+        """Of each partition the offset of the first entry that is kept and was appended from a time
+        on, in milliseconds of Unix time; the end where there is none."""
+        with self._lock:
+            return {
+                number: next(
+                    (
+                        entry.offset
+                        for entry in partition.entries[partition.forgotten :]
+                        if entry.appended_ms >= time_ms
+                    ),
+                    partition.end,
+                )
+                for number, partition in self._partitions.items()
+            }
+
     def read(self, number: int, start: int, end: int, limit: int) -> list[Entry]:
         """The first `limit` entries of a partition from offset `start` up to before `end`. Raises
         NotInTail."""

@@ -4,15 +4,17 @@ import logging
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without __all__
+    AclOperation,
     AdminClient,
     ClusterMetadata,
     ConfigResource,
     NewPartitions,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 
@@ -46,6 +48,15 @@ class TopicDescription:
     topic: str
     partitions: tuple[PartitionDescription, ...]
     config: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """What tells a topic from a later one of its name, and of each partition the offset behind its
+    last record."""
+
+    identity: bytes
+    ends: dict[int, int]
 
 
 class Topics:
@@ -120,24 +131,46 @@ class Topics:
         """What tells a topic from all others, also from a later one of the same name. Waits for
         a topic that the broker asked has not heard of yet: what is created through one broker is
         at the others a moment later. Raises TopicFailed or KafkaUnreachable."""
-        cluster = self._metadata().cluster_id or ""
-        if cluster.startswith("mockCluster"):
+        metadata = self._metadata()
+        if (metadata.cluster_id or "").startswith("mockCluster"):
             # librdkafka's own, which knows no administration and forgets its topics when it ends.
             # Its id is where it is in memory, where the next one may be too; so the ports count.
-            return f"{cluster} {','.join(sorted(self._brokers))}".encode()
-        return f"{cluster} {self._topic_id(topic)}".encode()
+            return f"{metadata.cluster_id} {','.join(sorted(self._brokers))}".encode()
+        return _identity(metadata, self._await_topic(topic))
 
-    def _topic_id(self, topic: str) -> object:
+    def state(self, topic: str) -> TopicState:
+        """What a topic is like now. Raises TopicFailed, also if it may not be read, or
+        KafkaUnreachable if nobody answers."""
+        metadata = self._metadata()
+        known = metadata.topics.get(topic)
+        if known is None:
+            raise TopicFailed(topic, "no such topic")
+        if known.error is not None:
+            raise TopicFailed(topic, librdkafka.cause(known.error))
+        described = self._describe(topic, include_authorized_operations=True)
+        operations = described.authorized_operations
+        if operations and AclOperation.READ not in operations:
+            raise TopicFailed(topic, "not authorized to read it")
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # the library has no type
+        asked = {TopicPartition(topic, each): latest for each in known.partitions}
+        found = self._client.list_offsets(asked, request_timeout=self._timeout)
+        ends = {each.partition: self._wait(topic, found[each]).offset for each in found}
+        return TopicState(_identity(metadata, described), ends)
+
+    def _await_topic(self, topic: str) -> Any:
         deadline = time.monotonic() + self._timeout
         while True:
-            found = self._client.describe_topics(TopicCollection([topic]))[topic]
             try:
-                return self._wait(topic, found).topic_id
+                return self._describe(topic)
             except TopicFailed as error:
                 unknown = _code(error) == KafkaError.UNKNOWN_TOPIC_OR_PART
                 if not unknown or time.monotonic() > deadline:
                     raise
                 time.sleep(ASK_AGAIN_SECONDS)  # Kafka tells nobody: it has to be asked
+
+    def _describe(self, topic: str, **options: Any) -> Any:
+        asked = self._client.describe_topics(TopicCollection([topic]), **options)
+        return self._wait(topic, asked[topic])
 
     def grow(self, topic: str, partitions: int) -> None:
         """Raises the number of a topic's partitions. Raises TopicFailed, also if it has more."""
@@ -151,6 +184,10 @@ class Topics:
             raise TopicFailed(topic, librdkafka.cause(error.args[0])) from error
         except TimeoutError as error:
             raise TopicFailed(topic, "no answer in time") from error
+
+
+def _identity(metadata: ClusterMetadata, described: Any) -> bytes:
+    return f"{metadata.cluster_id or ''} {described.topic_id}".encode()
 
 
 def _code(error: TopicFailed) -> int | None:

@@ -426,11 +426,15 @@ def _loss(records: int | None) -> str:
 
 
 def _time_of(message: Received) -> str:
-    return f"[{_clock(message.at)}{', missed' if message.missed else ''}]"
+    of_before = message.missed or message.earlier
+    return f"[{_clock(message.at, of_before)}{', missed' if message.missed else ''}]"
 
 
-def _clock(at: datetime) -> str:
+def _clock(at: datetime, of_before: bool) -> str:
+    """A time of this machine's zone; with the day if it may be another than today, and is."""
     try:
-        return at.astimezone().strftime("%H:%M:%S")
+        local = at.astimezone()
+        another_day = of_before and local.date() != datetime.now().astimezone().date()
+        return local.strftime("%Y-%m-%d %H:%M:%S" if another_day else "%H:%M:%S")
     except (OverflowError, ValueError, OSError):  # a record's time may be any number
         return "--:--:--"

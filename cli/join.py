@@ -19,6 +19,8 @@ from .options import room_option, servers_option
 
 BACK_SECONDS = 30.0
 """How long to wait, at the end of the input, for the next of the own lines to come back."""
+SHOWN_LAST = 20
+"""So many messages of before are shown at a terminal."""
 READ_BYTES = 64 * 1024
 MAX_LINE_BYTES = 4 * (rules.MAX_CONTENT_CHARACTERS + 1)
 """However long a line is, so much of it is enough to see that it is too long."""
@@ -28,8 +30,14 @@ MAX_LINE_BYTES = 4 * (rules.MAX_CONTENT_CHARACTERS + 1)
 @click.argument("name")
 @servers_option
 @room_option
+@click.option(
+    "--last",
+    type=click.IntRange(0, rules.MAX_LAST),
+    default=None,
+    help=f"Begin with the newest messages, so many. [default: {SHOWN_LAST} at a terminal, else 0]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each message.")
-def join(name: str, server: tuple[str, ...], room: str, as_json: bool) -> None:
+def join(name: str, server: tuple[str, ...], room: str, last: int | None, as_json: bool) -> None:
     """Join the chat as NAME.
 
     At a terminal, type a line and press Enter; /help lists the commands. In a pipe, each line of
@@ -37,8 +45,11 @@ def join(name: str, server: tuple[str, ...], room: str, as_json: bool) -> None:
     """
     rules.check_name("NAME", name)
     rules.check_room("--room", room)
-    with Conversation(ChatClient(name, server, [room]), room) as conversation:
-        unconfirmed = _talk(conversation, name, as_json)
+    at_prompt = _is_at_terminal() and not as_json
+    if last is None:
+        last = SHOWN_LAST if at_prompt else 0
+    with Conversation(ChatClient(name, server, [room], last=last), room) as conversation:
+        unconfirmed = _talk(conversation, name, as_json, at_prompt)
     if conversation.failure is not None:
         raise conversation.failure
     if unconfirmed:
@@ -48,18 +59,18 @@ def join(name: str, server: tuple[str, ...], room: str, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _talk(conversation: Conversation, name: str, as_json: bool) -> int:
+def _talk(conversation: Conversation, name: str, as_json: bool, at_prompt: bool) -> int:
     """Talks until the end; returns how many lines are not confirmed then."""
-    if _is_at_terminal() and not as_json:
+    if at_prompt:
         from .prompt import Prompt  # a pipe need not wait for its imports
 
         Prompt(conversation, name).run()
         return conversation.unconfirmed
-    pipe = _Pipe(conversation, _Output(name, as_json))
+    pipe = _Pipe(conversation, Output(name, as_json))
     try:
         pipe.run()
     except BrokenPipeError:  # who reads has enough
-        _discard_stdout()
+        discard_stdout()
         raise click.exceptions.Exit(1 if pipe.unconfirmed else 0) from None
     return pipe.unconfirmed
 
@@ -70,14 +81,14 @@ def _is_at_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _discard_stdout() -> None:
+def discard_stdout() -> None:
     """Keeps Python from failing once more when it flushes stdout at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
-class _Output:
+class Output:
     """Prints what is told, one line each and at once. With `as_json`, stdout has
     messages only and all else goes to stderr. Raises BrokenPipeError."""
 
@@ -132,7 +143,7 @@ class _Lines:
 class _Pipe:
     """Sends the lines of stdin in order, and at its end waits until they have come back."""
 
-    def __init__(self, conversation: Conversation, output: _Output) -> None:
+    def __init__(self, conversation: Conversation, output: Output) -> None:
         self._conversation = conversation
         self._show = output.show
         self._lines = _Lines()

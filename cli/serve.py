@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from chatsvc.config import Config, new_server_id
+from chatsvc.errors import ChatError
 from chatsvc.listening import Listening
 from chatsvc.logs import LEVELS, configure
 from chatsvc.process import limit_stacks, pin_cpu, raise_file_limit, watch_signals
@@ -117,6 +118,14 @@ def _options(ctx: click.Context, path: Path, section: Any) -> dict[str, Any]:
     help="Keep each process on one CPU, which is about twice as fast.",
 )
 @click.option(
+    "--max-stream-age",
+    type=float,
+    default=Config.max_stream_age,
+    show_default=True,
+    metavar="SECONDS",
+    help="After about so long subscribers are asked to connect again, to even out load; 0: never.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
@@ -153,14 +162,22 @@ def _run_server(config: Config) -> None:
         _warn(warning)
     if config.pin_cpu:
         pin_cpu(config.port or os.getpid())
-    server = Server(config)
     stopping = threading.Event()
+    failures: list[ChatError] = []
+
+    def fail(error: ChatError) -> None:
+        failures.append(error)
+        stopping.set()
+
+    server = Server(config, on_failure=fail)
     watch_signals(stopping.set, _exit)
     try:
         _report(config, server.start())
         stopping.wait()
     finally:
         server.stop()
+    for error in failures:
+        raise error
 
 
 def _run_workers(config: Config, log_format: str, log_level: str) -> None:

@@ -1,17 +1,22 @@
 """Fixtures for all tests, and the check that no test leaves a thread behind."""
 
+import contextlib
 import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from chatsvc.config import Config
+from chatsvc.pb import chat_pb2_grpc
 from chatsvc.server import Listening, Server
 
 from serving import ServeProcess
+from sites import Site
 from waiting import eventually
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "deploy" / "kafka"))
@@ -56,6 +61,30 @@ def start_server() -> Iterator[StartServer]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """Servers in this process that share an embedded broker."""
+    with contextlib.ExitStack() as stack:
+        yield Site(stack)
+
+
+@pytest.fixture
+def host() -> Iterator[Callable[[chat_pb2_grpc.ChatServicer], str]]:
+    """Runs other servers of the service than chatsvc's."""
+    with contextlib.ExitStack() as running:
+
+        def run(servicer: chat_pb2_grpc.ChatServicer) -> str:
+            pool = running.enter_context(ThreadPoolExecutor(4))
+            server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
+            chat_pb2_grpc.add_ChatServicer_to_server(servicer, server)
+            port = server.add_insecure_port("127.0.0.1:0")
+            server.start()
+            running.callback(lambda: server.stop(0).wait())
+            return f"127.0.0.1:{port}"
+
+        yield run
 
 
 _topic_numbers = itertools.count(1)

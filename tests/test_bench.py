@@ -199,11 +199,12 @@ class Faulty(chat_pb2_grpc.ChatServicer, chat_pb2_grpc.BroadcastServicer):
         self._held: list[chat_pb2.Message] = []
 
     def Subscribe(  # noqa: N802
-        self, request: chat_pb2.SubscribeRequest, context: grpc.ServicerContext
+        self, requests: Iterator[chat_pb2.SubscribeRequest], context: grpc.ServicerContext
     ) -> Iterator[chat_pb2.Delivery]:
         messages: queue.Queue[chat_pb2.Message] = queue.Queue(1_000)
         over = chat_pb2.Message()
         context.add_callback(lambda: messages.put(over))
+        request = next(requests)
         if not request.user.id.partition("-s")[2].isdecimal():  # a receiver's
             self._streams.append(messages)
         context.send_initial_metadata(((metadata.SERVER_ID, "faulty"),))

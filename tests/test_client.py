@@ -279,7 +279,7 @@ def test_a_client_goes_on_at_the_other_server(serve: Serve, open_client: OpenCli
     bob = open_client("bob", first_address, second_address)
     first.stop()
     assert until_connected(bob) == [
-        Lost(first_address, "server is shutting down; connect to another one"),
+        Lost(first_address, "the server is going away"),
         Connected(second_address, "second", again=True),
     ]
     assert bob.receive(WAIT) == Gone(None)  # it has a broker of its own
@@ -312,7 +312,7 @@ class Refusing(chat_pb2_grpc.ChatServicer):
     """A server that lets nobody in, for good."""
 
     def Subscribe(  # noqa: N802
-        self, request: chat_pb2.SubscribeRequest, context: grpc.ServicerContext
+        self, requests: Iterator[chat_pb2.SubscribeRequest], context: grpc.ServicerContext
     ) -> Any:
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "bob is banned")
 
@@ -325,30 +325,13 @@ class Dropping(chat_pb2_grpc.ChatServicer):
         self.drop = threading.Event()
 
     def Subscribe(  # noqa: N802
-        self, request: chat_pb2.SubscribeRequest, context: grpc.ServicerContext
+        self, requests: Iterator[chat_pb2.SubscribeRequest], context: grpc.ServicerContext
     ) -> Iterator[chat_pb2.Delivery]:
         context.add_callback(self.drop.set)
         context.send_initial_metadata(self._keys)
         self.drop.wait(WAIT)
         context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
         yield chat_pb2.Delivery()
-
-
-@pytest.fixture
-def host() -> Iterator[Callable[[chat_pb2_grpc.ChatServicer], str]]:
-    """Runs other servers of the service than chatsvc's."""
-    with contextlib.ExitStack() as running:
-
-        def run(servicer: chat_pb2_grpc.ChatServicer) -> str:
-            pool = running.enter_context(ThreadPoolExecutor(4))
-            server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-            chat_pb2_grpc.add_ChatServicer_to_server(servicer, server)
-            port = server.add_insecure_port("127.0.0.1:0")
-            server.start()
-            running.callback(lambda: server.stop(0).wait())
-            return f"127.0.0.1:{port}"
-
-        yield run
 
 
 def test_a_refusal_for_good_ends_the_search(

@@ -56,6 +56,19 @@ class InterruptedFeed(Feed[Connection]):
         """Nothing, unless a test sets it."""
 
 
+class InterruptedRead(InterruptedFeed):
+    """Runs `interruption` just after a reader has found nothing, once, and not before its rest."""
+
+    def read(
+        self, position: Position, max_messages: int, max_bytes: int
+    ) -> tuple[list[Batch], Position]:
+        found = super().read(position, max_messages, max_bytes)
+        if not found[0]:
+            interruption, self.interruption = self.interruption, lambda: None  # type: ignore[method-assign]
+            interruption()
+        return found
+
+
 class InterruptedStream(RecordingStream):
     """Runs `interruption` inside of the first send, as another thread might."""
 
@@ -202,6 +215,20 @@ def test_a_close_just_before_the_rest_is_not_missed() -> None:
     scene.drain()
     assert asked[0] is False
     assert scene.stream.ended == [CloseReason.SHUTDOWN]
+
+
+def test_a_close_just_after_the_last_append_is_after_it() -> None:
+    """What was appended before the close is sent, also if a drain had just found nothing."""
+    feed = InterruptedRead(10, 100)
+    scene = Scene(feed=feed)
+
+    def append_and_close() -> None:
+        scene.append(b"last")
+        scene.connection.close(CloseReason.SHUTDOWN)
+
+    feed.interruption = append_and_close  # type: ignore[method-assign]
+    scene.drain()
+    assert (scene.stream.sent, scene.stream.ended) == ([b"last"], [CloseReason.SHUTDOWN])
 
 
 def test_a_leave_just_before_the_rest_is_not_missed() -> None:

@@ -9,11 +9,14 @@ import pytest
 from chatsvc import frames
 from chatsvc.connection import Connection
 from chatsvc.cursor import CursorFormat
+from chatsvc.duplicates import Duplicates
 from chatsvc.entries import Entry
 from chatsvc.errors import CloseReason, ServerFull, ServerStopping
+from chatsvc.fanout import Fanout
 from chatsvc.hub import THE_LOBBY, Hub
-from chatsvc.model import LOBBY
+from chatsvc.model import LOBBY, ChatMessage, Record
 from chatsvc.pb import chat_pb2
+from chatsvc.records import encode_message
 from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.tail import Tail
@@ -122,7 +125,7 @@ def connect(hub: Hub, stream: RecordingStream, user: str = "ann") -> Connection:
 
 def broadcast(hub: Hub, *messages: bytes) -> None:
     """One batch of `messages`."""
-    hub.broadcast({LOBBY: messages}, {}, time.monotonic())
+    hub.broadcast([(LOBBY, message) for message in messages], {}, time.monotonic())
 
 
 def numbers(first: int, last: int) -> list[bytes]:
@@ -451,18 +454,18 @@ class Log:
         self.hub = hub
         self.end = 0
         hub.tail.begin({0: 0})
-        hub.broadcast({}, {0: 0}, 0.0)
+        hub.broadcast([], {0: 0}, 0.0)
 
     def append(self, *messages: tuple[str, str]) -> None:
         """Messages, each a room and a content, that are read at once."""
-        rooms: dict[str, list[bytes]] = {}
+        batch: list[tuple[str, bytes]] = []
         for room, content in messages:
             encoded = chat_pb2.Message(content=content).SerializeToString()
             element = frames.element(encoded)
             self.hub.tail.append(0, Entry(self.end, self.end, room, element, len(encoded)))
-            rooms.setdefault(room, []).append(encoded)
+            batch.append((room, encoded))
             self.end += 1
-        self.hub.broadcast(rooms, {0: self.end}, 0.0)
+        self.hub.broadcast(batch, {0: self.end}, 0.0)
 
 
 def test_a_batch_of_several_rooms_reaches_each_by_its_rooms(make_hub: MakeHub) -> None:
@@ -484,6 +487,44 @@ def test_a_batch_of_several_rooms_reaches_each_by_its_rooms(make_hub: MakeHub) -
 
     assert eventually(lambda: heard() == [["1", "2"], ["1", "2", "3", "4"], []])
     assert [deliveries(stream)[-1][1] for stream in streams[:2]] == [{0: 3}, {0: 4}]
+
+
+def test_messages_of_several_rooms_keep_the_order_of_the_log(make_hub: MakeHub) -> None:
+    """Who is in several rooms gets what was read at once in one order, not room after room."""
+    hub = make_hub()
+    log = Log(hub)
+    stream = RecordingStream()
+    hub.activate(hub.add("ann", stream, rooms=frozenset("ab"), batched=True))
+    log.append(("b", "1"), ("a", "2"), ("b", "3"), ("c", "4"), ("a", "5"))
+
+    def heard() -> list[str]:
+        return [content for contents, _ in deliveries(stream) for content in contents]
+
+    assert eventually(lambda: len(heard()) == 4)
+    assert heard() == ["1", "2", "3", "5"]
+
+
+def test_who_comes_between_a_read_and_its_broadcast_misses_nothing(make_hub: MakeHub) -> None:
+    """Also if nobody was in that room when it was read: the first cursor is before it."""
+    hub = make_hub()
+    stream = RecordingStream()
+
+    def come(latency: float) -> None:
+        hub.activate(hub.add("ann", stream, rooms=frozenset(("tea",)), batched=True))
+
+    fanout = Fanout(
+        hub,
+        hub.tail,
+        Duplicates(),
+        count_received=lambda messages: None,
+        count_invalid=lambda reason: None,
+        count_duplicate=lambda: None,
+        observe_latency=come,
+    )
+    fanout.on_positions({0: 0})
+    value = encode_message(ChatMessage("bob", "hi", "", "tea"))[1]
+    fanout.on_records([Record(0, 0, value, 0, True)])
+    assert eventually(lambda: deliveries(stream)[-1:] == [(["hi"], {0: 1})])
 
 
 def test_a_subscriber_is_greeted_with_the_newest_cursor(make_hub: MakeHub) -> None:
@@ -534,7 +575,7 @@ def test_who_waits_for_the_log_is_closed_with_the_others(make_hub: MakeHub) -> N
     hub = make_hub(fetch=lambda need, done: asked.append(done))
     log = Log(hub)
     log.hub.tail.begin({0: 5})
-    hub.broadcast({}, {0: 5}, 0.0)
+    hub.broadcast([], {0: 5}, 0.0)
     behind, ahead = RecordingStream(), RecordingStream()
     hub.activate(hub.add("ann", behind, batched=True, positions={0: 1}))
     hub.activate(hub.add("bob", ahead, batched=True, positions={0: 9}))

@@ -307,7 +307,7 @@ def test_server_comes_back(join: Join, address: str, start_server: StartServer) 
     first, listening = start_server()
     bob = join("bob", f"localhost:{listening.port}")
     first.stop()
-    bob.expect_screen("Connection lost: server is shutting down; reconnecting ...")
+    bob.expect_screen("Connection lost: the server is going away; reconnecting ...")
     bob.send_line("typed meanwhile")
     bob.send_line("and more")
     bob.expect_screen("reconnecting, 2 waiting")
@@ -316,7 +316,7 @@ def test_server_comes_back(join: Join, address: str, start_server: StartServer) 
     bob.expect_last_row("[bob] >")
     assert [re.sub(CLOCK, "[]", line) for line in bob.screen().splitlines()] == [
         "Connected to server as user: bob",
-        "Connection lost: server is shutting down; reconnecting ...",
+        "Connection lost: the server is going away; reconnecting ...",
         f"Connected again to server localhost:{listening.port}",
         "The topic is a new one: there is nothing before this",
         "✓ [] You: typed meanwhile",
@@ -529,7 +529,16 @@ def test_json_has_one_object_for_each_message(address: str) -> None:
     assert result.returncode == 0
     assert result.stderr == b"Connected to server as user: bob\n"
     first, second = map(json.loads, result.stdout.decode().splitlines())
-    assert list(first) == ["user", "content", "at", "message_id", "own", "room", "missed"]
+    assert list(first) == [
+        "user",
+        "content",
+        "at",
+        "message_id",
+        "own",
+        "room",
+        "missed",
+        "earlier",
+    ]
     assert (first["user"], first["content"], first["own"]) == ("bob", "하나", True)
     assert second["content"] == "two\x1b\u202e\x9b"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["at"])

@@ -12,10 +12,13 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "model", "metadata", "varint", "listening", "logs", "process"),
     ("rules", "config", "records", "frames", "cursor", "entries", "presence"),
-    ("tail", "replay", "feed", "watchdog", "memory", "senders", "connection", "seats"),
-    ("hub", "fanout", "registrar", "publishing"),
-    ("librdkafka", "rounds", "producer", "consumer", "reader", "topics", "embedded"),
-    ("metrics", "requests", "servicer", "link", "publisher", "client"),
+    ("tail", "replay", "history", "archive", "duplicates"),
+    ("feed", "watchdog", "memory", "senders", "connection", "seats", "heartbeats"),
+    ("hub", "fanout", "registrar", "publishing", "feedwatch"),
+    ("librdkafka", "rounds", "producer", "logclient", "consumer", "reader", "backfill"),
+    ("topics", "embedded"),
+    ("metrics", "health", "requests", "servicer", "link", "pages", "subscription", "publisher"),
+    ("client",),
     ("server",),
     ("parent", "worker", "broker"),
     ("child", "reservation", "gathering", "workers"),
@@ -28,9 +31,10 @@ ORDER = [module for layer in LAYERS for module in layer]
 
 MAY_IMPORT = {
     "confluent_kafka": {
-        *("librdkafka", "producer", "consumer", "reader", "topics", "embedded"),
+        *("librdkafka", "producer", "logclient", "consumer", "reader", "backfill"),
+        *("topics", "embedded"),
     },
-    "grpc": {"requests", "servicer", "link", "publisher", "client", "server"},
+    "grpc": {"health", "requests", "servicer", "link", "pages", "publisher", "client", "server"},
     "prometheus_client": {"metrics", "server", "gathering", "workers"},
     "orjson": {"records"},
     "psutil": {"bench.watch"},

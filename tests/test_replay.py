@@ -201,6 +201,31 @@ def test_partitions_are_merged_by_time() -> None:
     assert [times[each] for each in reader.elements] == sorted(times.values())
 
 
+def test_a_clock_that_goes_back_does_not_change_the_order_of_a_partition() -> None:
+    """Merged by time, the messages of a partition still come as they are in the log."""
+    log = Log(partitions=2)
+    for number in range(20):
+        log.clock_ms = 1_000 - 7 * number
+        log.append(number % 2)
+    reader = Reader(log, {0: 0, 1: 0})
+    reader.finish()
+    reader.check()
+    assert len(reader.elements) == 20
+
+
+def test_a_clock_that_goes_back_holds_nobody_up() -> None:
+    """A chunk may end with a message that is older than all before it."""
+    log = Log(tail_messages=1)
+    for clock_ms in (100, 90, 80, 200, 10, 5):
+        log.clock_ms = clock_ms
+        log.append()
+    reader = Reader(log, {0: 0})
+    for _ in range(6):
+        if reader.step(chunk_records=2):
+            break
+    reader.check()
+
+
 def test_a_step_is_small() -> None:
     """In messages and in bytes, but never nothing."""
     log = Log()

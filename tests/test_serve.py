@@ -77,7 +77,7 @@ def test_a_signal_ends_it_cleanly(server: ServeProcess, number: signal.Signals) 
         server.signal(number)
         lost = bob.receive(20)
         assert isinstance(lost, Lost)
-        assert lost.cause == "server is shutting down; connect to another one"
+        assert lost.cause == "the server is going away"
         assert server.wait() == 0
     assert server.stdout.splitlines()[-1] == "Stopped"
     assert "Traceback" not in server.stderr

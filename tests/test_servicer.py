@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from chatsvc import metadata, rules
+from chatsvc.archive import Archive
 from chatsvc.config import Config
 from chatsvc.cursor import CursorFormat
+from chatsvc.duplicates import Duplicates
 from chatsvc.embedded import EmbeddedBroker
 from chatsvc.errors import ChatError, MessageTooLarge, PublishFailed, ServerBusy
 from chatsvc.hub import Hub
@@ -30,7 +32,7 @@ from chatsvc.requests import RequestWatch
 from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.server import Listening, Server, channel_options
-from chatsvc.servicer import Publish, Servicer
+from chatsvc.servicer import Pools, Publish, Servicer
 from chatsvc.tail import Tail
 from chatsvc.watchdog import Watchdog
 
@@ -75,15 +77,24 @@ class Host:
             send_timeout=10.0,
         )
         self._watchdog.add((self._senders.check, self._replies.check, requests.check))
+        archive = Archive(
+            self.hub.tail,
+            lambda need, done: done(None),
+            lambda positions, time_ms, done: done(None),
+            lambda: self.hub.positions,
+        )
         servicer = Servicer(
             "server-1",
             self.hub,
             publish,
             self._replies,
             requests,
+            requests,
             CURSORS,
+            Duplicates(),
+            archive,
             self.metrics,
-            ThreadPoolExecutor(1),
+            Pools(*(ThreadPoolExecutor(1) for _ in Pools._fields)),
             send_timeout=10.0,
             publish_timeout=publish_timeout,
             max_publish_streams=1,
@@ -845,7 +856,7 @@ def test_a_full_producer_refuses_at_once() -> None:
 def subscribe(chat: Chat, **fields: Any) -> Any:
     """A subscription that the server has registered, or refused."""
     request = chat_pb2.SubscribeRequest(user=chat_pb2.User(id="bob"), **fields)
-    stream = chat_pb2_grpc.ChatStub(chat.channel).Subscribe(request, timeout=2 * WAIT)
+    stream = chat_pb2_grpc.ChatStub(chat.channel).Subscribe(iter([request]), timeout=2 * WAIT)
     stream.initial_metadata()
     return stream
 

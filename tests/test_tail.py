@@ -118,3 +118,14 @@ def _held(tail: Tail, partition: int, end: int) -> list[Entry]:
         except NotInTail:
             continue
     return []
+
+
+def test_a_time_is_located() -> None:
+    """At the first entry from then on; at the end of a partition that has none."""
+    tail = Tail(1 << 20)
+    tail.begin({0: 0, 1: 5})
+    for offset in range(5):
+        tail.append(0, entry(offset))
+    assert tail.locate(1_002) == {0: 2, 1: 5}
+    assert tail.locate(0) == {0: 0, 1: 5}
+    assert tail.locate(1_005) == {0: 5, 1: 5}

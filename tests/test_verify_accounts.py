@@ -1,6 +1,6 @@
 """The checker's accounts while a run goes on: counts, and how long nothing came."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from chatsvc.client import Received
 from chatsvc.verify.accounts import Accounts, Fate, Pause, Pauses
@@ -123,14 +123,3 @@ def test_a_reader_that_is_given_nothing_more_pauses_to_the_end() -> None:
     kept.settle(kept.send(0, 0.0), Fate.ACKED, 1.0)
     kept.close(31.0)
     assert kept.readers[0].waits.longest == Pause(30.0, 1.0)
-
-
-def test_a_copy_is_of_the_same_record_or_of_another() -> None:
-    """By the time at which Kafka appended it."""
-    kept = accounts()
-    mark = kept.send(0, 0.0)
-    for milliseconds in (0, 0, 1):
-        at = AT + timedelta(milliseconds=milliseconds)
-        kept.give(0, received(kept.plan, mark, at), 1.0)
-    reader = kept.readers[0]
-    assert (reader.seen, reader.copies.total(), reader.written_twice) == (1, 2, 1)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63hatsvc/pb/chat.proto\x12\x04\x63hat\x1a\x1fgoogle/protobuf/timestamp.proto\" \n\x04User\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"w\n\x07Message\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04room\x18\x04 \x01(\t\x12\x12\n\nmessage_id\x18\x05 \x01(\t\"3\n\x07\x43onnect\x12\x18\n\x04user\x18\x01 \x01(\x0b\x32\n.chat.User\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\"\x07\n\x05\x43lose\"K\n\x10SubscribeRequest\x12\x18\n\x04user\x18\x01 \x01(\x0b\x32\n.chat.User\x12\r\n\x05rooms\x18\x02 \x03(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x0c\"g\n\x08\x44\x65livery\x12\x1f\n\x08messages\x18\x01 \x03(\x0b\x32\r.chat.Message\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x0c\x12\x11\n\tcaught_up\x18\x03 \x01(\x08\x12\x17\n\x04gaps\x18\x04 \x03(\x0b\x32\t.chat.Gap\"4\n\x03Gap\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x03\"1\n\x0ePublishRequest\x12\x1f\n\x08messages\x18\x01 \x03(\x0b\x32\r.chat.Message\"\x9b\x01\n\x07Outcome\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12$\n\x06status\x18\x02 \x01(\x0e\x32\x14.chat.Outcome.Status\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"F\n\x06Status\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\r\n\tCOMMITTED\x10\x01\x12\x0b\n\x07INVALID\x10\x02\x12\x0f\n\x0bUNCONFIRMED\x10\x03\"0\n\rPublishResult\x12\x1f\n\x08outcomes\x18\x01 \x03(\x0b\x32\r.chat.Outcome2k\n\tBroadcast\x12.\n\x0c\x43reateStream\x12\r.chat.Connect\x1a\r.chat.Message0\x01\x12.\n\x10\x42roadcastMessage\x12\r.chat.Message\x1a\x0b.chat.Close2w\n\x04\x43hat\x12\x35\n\tSubscribe\x12\x16.chat.SubscribeRequest\x1a\x0e.chat.Delivery0\x01\x12\x38\n\x07Publish\x12\x14.chat.PublishRequest\x1a\x13.chat.PublishResult(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63hatsvc/pb/chat.proto\x12\x04\x63hat\x1a\x1fgoogle/protobuf/timestamp.proto\" \n\x04User\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"w\n\x07Message\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04room\x18\x04 \x01(\t\x12\x12\n\nmessage_id\x18\x05 \x01(\t\"3\n\x07\x43onnect\x12\x18\n\x04user\x18\x01 \x01(\x0b\x32\n.chat.User\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\"\x1a\n\x05\x43lose\x12\x11\n\tduplicate\x18\x01 \x01(\x08\"\x84\x01\n\x10SubscribeRequest\x12\x18\n\x04user\x18\x01 \x01(\x0b\x32\n.chat.User\x12\r\n\x05rooms\x18\x02 \x03(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x0c\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04last\x18\x05 \x01(\r\"\x8c\x01\n\x08\x44\x65livery\x12\x1f\n\x08messages\x18\x01 \x03(\x0b\x32\r.chat.Message\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x0c\x12\x11\n\tcaught_up\x18\x03 \x01(\x08\x12\x17\n\x04gaps\x18\x04 \x03(\x0b\x32\t.chat.Gap\x12#\n\ngoing_away\x18\x05 \x01(\x0b\x32\x0f.chat.GoingAway\"\x1d\n\tGoingAway\x12\x10\n\x08\x64\x65lay_ms\x18\x01 \x01(\r\"4\n\x03Gap\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x03\"1\n\x0ePublishRequest\x12\x1f\n\x08messages\x18\x01 \x03(\x0b\x32\r.chat.Message\"\xaa\x01\n\x07Outcome\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12$\n\x06status\x18\x02 \x01(\x0e\x32\x14.chat.Outcome.Status\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"U\n\x06Status\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\r\n\tCOMMITTED\x10\x01\x12\x0b\n\x07INVALID\x10\x02\x12\x0f\n\x0bUNCONFIRMED\x10\x03\x12\r\n\tDUPLICATE\x10\x04\"0\n\rPublishResult\x12\x1f\n\x08outcomes\x18\x01 \x03(\x0b\x32\r.chat.Outcome\"|\n\x0eHistoryRequest\x12\r\n\x05rooms\x18\x01 \x03(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x0c\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tbackwards\x18\x04 \x01(\x08\x12\r\n\x05limit\x18\x05 \x01(\r\"s\n\x0bHistoryPage\x12\x1f\n\x08messages\x18\x01 \x03(\x0b\x32\r.chat.Message\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\x0c\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x08\x12\x17\n\x04gaps\x18\x05 \x03(\x0b\x32\t.chat.Gap2k\n\tBroadcast\x12.\n\x0c\x43reateStream\x12\r.chat.Connect\x1a\r.chat.Message0\x01\x12.\n\x10\x42roadcastMessage\x12\r.chat.Message\x1a\x0b.chat.Close2\xad\x01\n\x04\x43hat\x12\x37\n\tSubscribe\x12\x16.chat.SubscribeRequest\x1a\x0e.chat.Delivery(\x01\x30\x01\x12\x38\n\x07Publish\x12\x14.chat.PublishRequest\x1a\x13.chat.PublishResult(\x01\x30\x01\x12\x32\n\x07History\x12\x14.chat.HistoryRequest\x1a\x11.chat.HistoryPageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,23 +39,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONNECT']._serialized_start=219
   _globals['_CONNECT']._serialized_end=270
   _globals['_CLOSE']._serialized_start=272
-  _globals['_CLOSE']._serialized_end=279
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=281
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=356
-  _globals['_DELIVERY']._serialized_start=358
-  _globals['_DELIVERY']._serialized_end=461
-  _globals['_GAP']._serialized_start=463
-  _globals['_GAP']._serialized_end=515
-  _globals['_PUBLISHREQUEST']._serialized_start=517
-  _globals['_PUBLISHREQUEST']._serialized_end=566
-  _globals['_OUTCOME']._serialized_start=569
-  _globals['_OUTCOME']._serialized_end=724
-  _globals['_OUTCOME_STATUS']._serialized_start=654
-  _globals['_OUTCOME_STATUS']._serialized_end=724
-  _globals['_PUBLISHRESULT']._serialized_start=726
-  _globals['_PUBLISHRESULT']._serialized_end=774
-  _globals['_BROADCAST']._serialized_start=776
-  _globals['_BROADCAST']._serialized_end=883
-  _globals['_CHAT']._serialized_start=885
-  _globals['_CHAT']._serialized_end=1004
+  _globals['_CLOSE']._serialized_end=298
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=301
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=433
+  _globals['_DELIVERY']._serialized_start=436
+  _globals['_DELIVERY']._serialized_end=576
+  _globals['_GOINGAWAY']._serialized_start=578
+  _globals['_GOINGAWAY']._serialized_end=607
+  _globals['_GAP']._serialized_start=609
+  _globals['_GAP']._serialized_end=661
+  _globals['_PUBLISHREQUEST']._serialized_start=663
+  _globals['_PUBLISHREQUEST']._serialized_end=712
+  _globals['_OUTCOME']._serialized_start=715
+  _globals['_OUTCOME']._serialized_end=885
+  _globals['_OUTCOME_STATUS']._serialized_start=800
+  _globals['_OUTCOME_STATUS']._serialized_end=885
+  _globals['_PUBLISHRESULT']._serialized_start=887
+  _globals['_PUBLISHRESULT']._serialized_end=935
+  _globals['_HISTORYREQUEST']._serialized_start=937
+  _globals['_HISTORYREQUEST']._serialized_end=1061
+  _globals['_HISTORYPAGE']._serialized_start=1063
+  _globals['_HISTORYPAGE']._serialized_end=1178
+  _globals['_BROADCAST']._serialized_start=1180
+  _globals['_BROADCAST']._serialized_end=1287
+  _globals['_CHAT']._serialized_start=1290
+  _globals['_CHAT']._serialized_end=1463
 # @@protoc_insertion_point(module_scope)

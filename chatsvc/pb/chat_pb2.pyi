@@ -41,30 +41,44 @@ class Connect(_message.Message):
     def __init__(self, user: _Optional[_Union[User, _Mapping]] = ..., active: _Optional[bool] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("duplicate",)
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    duplicate: bool
+    def __init__(self, duplicate: _Optional[bool] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
-    __slots__ = ("user", "rooms", "cursor")
+    __slots__ = ("user", "rooms", "cursor", "since", "last")
     USER_FIELD_NUMBER: _ClassVar[int]
     ROOMS_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     user: User
     rooms: _containers.RepeatedScalarFieldContainer[str]
     cursor: bytes
-    def __init__(self, user: _Optional[_Union[User, _Mapping]] = ..., rooms: _Optional[_Iterable[str]] = ..., cursor: _Optional[bytes] = ...) -> None: ...
+    since: _timestamp_pb2.Timestamp
+    last: int
+    def __init__(self, user: _Optional[_Union[User, _Mapping]] = ..., rooms: _Optional[_Iterable[str]] = ..., cursor: _Optional[bytes] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last: _Optional[int] = ...) -> None: ...
 
 class Delivery(_message.Message):
-    __slots__ = ("messages", "cursor", "caught_up", "gaps")
+    __slots__ = ("messages", "cursor", "caught_up", "gaps", "going_away")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
     GAPS_FIELD_NUMBER: _ClassVar[int]
+    GOING_AWAY_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     cursor: bytes
     caught_up: bool
     gaps: _containers.RepeatedCompositeFieldContainer[Gap]
-    def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., cursor: _Optional[bytes] = ..., caught_up: _Optional[bool] = ..., gaps: _Optional[_Iterable[_Union[Gap, _Mapping]]] = ...) -> None: ...
+    going_away: GoingAway
+    def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., cursor: _Optional[bytes] = ..., caught_up: _Optional[bool] = ..., gaps: _Optional[_Iterable[_Union[Gap, _Mapping]]] = ..., going_away: _Optional[_Union[GoingAway, _Mapping]] = ...) -> None: ...
+
+class GoingAway(_message.Message):
+    __slots__ = ("delay_ms",)
+    DELAY_MS_FIELD_NUMBER: _ClassVar[int]
+    delay_ms: int
+    def __init__(self, delay_ms: _Optional[int] = ...) -> None: ...
 
 class Gap(_message.Message):
     __slots__ = ("partition", "start", "end")
@@ -90,10 +104,12 @@ class Outcome(_message.Message):
         COMMITTED: _ClassVar[Outcome.Status]
         INVALID: _ClassVar[Outcome.Status]
         UNCONFIRMED: _ClassVar[Outcome.Status]
+        DUPLICATE: _ClassVar[Outcome.Status]
     UNSPECIFIED: Outcome.Status
     COMMITTED: Outcome.Status
     INVALID: Outcome.Status
     UNCONFIRMED: Outcome.Status
+    DUPLICATE: Outcome.Status
     MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
@@ -107,3 +123,31 @@ class PublishResult(_message.Message):
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     outcomes: _containers.RepeatedCompositeFieldContainer[Outcome]
     def __init__(self, outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ...) -> None: ...
+
+class HistoryRequest(_message.Message):
+    __slots__ = ("rooms", "cursor", "since", "backwards", "limit")
+    ROOMS_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    BACKWARDS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    rooms: _containers.RepeatedScalarFieldContainer[str]
+    cursor: bytes
+    since: _timestamp_pb2.Timestamp
+    backwards: bool
+    limit: int
+    def __init__(self, rooms: _Optional[_Iterable[str]] = ..., cursor: _Optional[bytes] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., backwards: _Optional[bool] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class HistoryPage(_message.Message):
+    __slots__ = ("messages", "before", "after", "end", "gaps")
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    GAPS_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    before: bytes
+    after: bytes
+    end: bool
+    gaps: _containers.RepeatedCompositeFieldContainer[Gap]
+    def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., before: _Optional[bytes] = ..., after: _Optional[bytes] = ..., end: _Optional[bool] = ..., gaps: _Optional[_Iterable[_Union[Gap, _Mapping]]] = ...) -> None: ...

@@ -152,7 +152,7 @@ class ChatStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Subscribe = channel.unary_stream(
+        self.Subscribe = channel.stream_stream(
                 '/chat.Chat/Subscribe',
                 request_serializer=chatsvc_dot_pb_dot_chat__pb2.SubscribeRequest.SerializeToString,
                 response_deserializer=chatsvc_dot_pb_dot_chat__pb2.Delivery.FromString,
@@ -162,13 +162,23 @@ class ChatStub:
                 request_serializer=chatsvc_dot_pb_dot_chat__pb2.PublishRequest.SerializeToString,
                 response_deserializer=chatsvc_dot_pb_dot_chat__pb2.PublishResult.FromString,
                 _registered_method=True)
+        self.History = channel.unary_unary(
+                '/chat.Chat/History',
+                request_serializer=chatsvc_dot_pb_dot_chat__pb2.HistoryRequest.SerializeToString,
+                response_deserializer=chatsvc_dot_pb_dot_chat__pb2.HistoryPage.FromString,
+                _registered_method=True)
 
 
 class ChatServicer:
     """Missing associated documentation comment in .proto file."""
 
-    def Subscribe(self, request, context):
-        """Every message of the rooms from now on, in batches. Initial metadata as of Broadcast.CreateStream.
+    def Subscribe(self, request_iterator, context):
+        """Every message of the rooms from where the request says, in batches, each once and in order.
+        Initial metadata as of Broadcast.CreateStream; its key chatsvc-heartbeat-ms tells how often a
+        Delivery comes at least, chatsvc-cursor-bin has the cursor of where the stream begins. A client that may vanish behind a proxy keeps its side of the stream
+        open and sends an empty request as often: then either side notices within two intervals that
+        the other one is gone. One that ends its side after the first request, as in a call with one
+        request, need not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,10 +193,17 @@ class ChatServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def History(self, request, context):
+        """Messages that Kafka keeps, a page a call, in the order and without the duplicates of Subscribe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Subscribe': grpc.unary_stream_rpc_method_handler(
+            'Subscribe': grpc.stream_stream_rpc_method_handler(
                     servicer.Subscribe,
                     request_deserializer=chatsvc_dot_pb_dot_chat__pb2.SubscribeRequest.FromString,
                     response_serializer=chatsvc_dot_pb_dot_chat__pb2.Delivery.SerializeToString,
@@ -195,6 +212,11 @@ def add_ChatServicer_to_server(servicer, server):
                     servicer.Publish,
                     request_deserializer=chatsvc_dot_pb_dot_chat__pb2.PublishRequest.FromString,
                     response_serializer=chatsvc_dot_pb_dot_chat__pb2.PublishResult.SerializeToString,
+            ),
+            'History': grpc.unary_unary_rpc_method_handler(
+                    servicer.History,
+                    request_deserializer=chatsvc_dot_pb_dot_chat__pb2.HistoryRequest.FromString,
+                    response_serializer=chatsvc_dot_pb_dot_chat__pb2.HistoryPage.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -208,7 +230,7 @@ class Chat:
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def Subscribe(request,
+    def Subscribe(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -218,8 +240,8 @@ class Chat:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/chat.Chat/Subscribe',
             chatsvc_dot_pb_dot_chat__pb2.SubscribeRequest.SerializeToString,
@@ -251,6 +273,33 @@ class Chat:
             '/chat.Chat/Publish',
             chatsvc_dot_pb_dot_chat__pb2.PublishRequest.SerializeToString,
             chatsvc_dot_pb_dot_chat__pb2.PublishResult.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def History(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chat.Chat/History',
+            chatsvc_dot_pb_dot_chat__pb2.HistoryRequest.SerializeToString,
+            chatsvc_dot_pb_dot_chat__pb2.HistoryPage.FromString,
             options,
             channel_credentials,
             insecure,

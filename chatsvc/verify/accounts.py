@@ -1,9 +1,7 @@
 """Accounts: what became of each message, and what each reader was given. No clock, no threads."""
 
 import enum
-from array import array
 from collections import Counter
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from chatsvc.client import Received
@@ -11,9 +9,6 @@ from chatsvc.verify.plan import Mark, Plan
 
 KEPT_TEXTS = 20
 """Phantoms of a reader that are described; more are counted."""
-
-_UNSEEN = -(2**63)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Fate(enum.IntEnum):
@@ -62,8 +57,8 @@ class ReaderAccount:
 
     `seen` counts first copies, `missing` the acknowledged messages of which there was none yet.
     `late` are first copies after a higher number of the same writer. `copies` counts further
-    copies, of which `written_twice` are other records: with another time of Kafka's. `gaps` are
-    the sizes of gaps that the reader was told of, None for an unknown one.
+    copies, whether of the same record or of another one of the same message. `gaps` are the sizes
+    of gaps that the reader was told of, None for an unknown one.
     """
 
     def __init__(self, writers: int) -> None:
@@ -71,32 +66,29 @@ class ReaderAccount:
         self.missing = 0
         self.late: list[Mark] = []
         self.copies: Counter[Mark] = Counter()
-        self.written_twice = 0
         self.phantoms = 0
         self.phantom_texts: list[str] = []
         self.gaps: list[int | None] = []
         self.waits = Pauses()
-        # When Kafka appended each message, in microseconds.
-        self._times = [array("q") for _ in range(writers)]
+        # By writer, for each number whether it was given.
+        self._given = [bytearray() for _ in range(writers)]
 
     def has(self, mark: Mark) -> bool:
         """Whether it was given a message."""
-        times = self._times[mark.writer]
-        return mark.number < len(times) and times[mark.number] != _UNSEEN
+        given = self._given[mark.writer]
+        return mark.number < len(given) and bool(given[mark.number])
 
-    def take(self, mark: Mark, at: datetime) -> bool:
+    def take(self, mark: Mark) -> bool:
         """Notes a message; returns whether it is a first copy."""
-        times = self._times[mark.writer]
-        appended = (at - _EPOCH) // timedelta(microseconds=1)
         if self.has(mark):
             self.copies[mark] += 1
-            self.written_twice += times[mark.number] != appended
             return False
-        if mark.number < len(times):
+        given = self._given[mark.writer]
+        if mark.number < len(given):
             self.late.append(mark)
         else:
-            times.extend([_UNSEEN] * (mark.number + 1 - len(times)))
-        times[mark.number] = appended
+            given.extend(bytes(mark.number + 1 - len(given)))
+        given[mark.number] = True
         self.seen += 1
         return True
 
@@ -178,7 +170,7 @@ class Accounts:
         mark = self.plan.mark(message.message_id)
         if (problem := self._phantom(message, mark)) is not None:
             account.take_phantom(problem)
-        elif mark is not None and account.take(mark, message.at):
+        elif mark is not None and account.take(mark):
             account.waits.end(now)
             account.missing -= self.fates[mark.writer][mark.number] == Fate.ACKED
             if account.missing:

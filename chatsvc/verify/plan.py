@@ -13,7 +13,7 @@ from chatsvc.errors import InvalidConfig
 MAX_PADDING = 1_000
 """Characters by which contents differ in size."""
 MAX_DELIVERIES = 10_000_000
-"""Messages times readers: what each reader has been given is kept, in 8 bytes a message."""
+"""Messages times readers: what each reader has been given is kept, in a byte a message."""
 
 
 class Mark(NamedTuple):

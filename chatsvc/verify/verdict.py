@@ -17,8 +17,9 @@ TOLD_VIOLATIONS = 20
 class Verdict:
     """The settings and the outcome of a run; the names are keys of the JSON, beside `ok`.
 
-    `seen`, `lost` and the counts after it are of all readers together. Of `duplicated`,
-    `written_twice` are in the log twice; the others were delivered twice.
+    `seen`, `lost` and the counts after it are of all readers together. `duplicated` are messages
+    that were delivered again, also where a sender that did not know what had become of one has sent
+    it again, as it should.
     """
 
     servers: tuple[str, ...]
@@ -34,7 +35,6 @@ class Verdict:
     seen: int
     lost: int
     duplicated: int
-    written_twice: int
     reordered: int
     phantom: int
     gaps: int
@@ -81,7 +81,6 @@ def judge(accounts: Accounts, reconnects: int, interrupted: bool) -> Verdict:
         seen=accounts.seen,
         lost=sum(each.lost for each in judged),
         duplicated=sum(reader.copies.total() for reader in readers),
-        written_twice=sum(reader.written_twice for reader in readers),
         reordered=sum(len(each.reordered) for each in judged),
         phantom=sum(each.phantoms for each in judged),
         gaps=sum(len(reader.gaps) for reader in readers),
@@ -164,16 +163,17 @@ def text_of(verdict: Verdict) -> str:
     ack, delivery = verdict.longest_ack_pause, verdict.longest_delivery_pause
     lines = (
         f"Servers   {', '.join(verdict.servers)}; {verdict.reconnects:,} reconnects",
-        f"Writers   {verdict.writers}: {verdict.sent:,} sent in {verdict.duration:g} s, "
+        f"Writers   {verdict.writers}: {verdict.sent:,} sent, "
         f"{verdict.acked:,} acked, {verdict.refused:,} refused, {verdict.unknown:,} unknown",
         f"Readers   {verdict.readers}: {verdict.seen:,} seen, {verdict.lost:,} lost, "
-        f"{verdict.duplicated:,} duplicated ({verdict.written_twice:,} written twice), "
-        f"{verdict.reordered:,} reordered, {verdict.phantom:,} phantom, {verdict.gaps:,} gaps",
+        f"{verdict.duplicated:,} duplicated, {verdict.reordered:,} reordered, "
+        f"{verdict.phantom:,} phantom, {verdict.gaps:,} gaps",
         f"Pauses    acks {_text(ack)}, deliveries {_text(delivery)}",
-        f"Run       room {verdict.room}, seed {verdict.seed}",
+        f"Run       {verdict.duration:g} s, room {verdict.room}, seed {verdict.seed}",
         *verdict.violations,
     )
-    return "Interrupted; the counts so far:\n" * verdict.interrupted + "\n".join(lines)
+    interrupted = "Interrupted before all was sent:\n" if verdict.interrupted else ""
+    return interrupted + "\n".join(lines)
 
 
 def _text(pause: Pause) -> str:

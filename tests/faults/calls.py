@@ -28,7 +28,7 @@ class Chat:
     def subscribe(self, cursor: bytes = b"") -> Any:
         """A stream of Deliveries of the lobby."""
         request = chat_pb2.SubscribeRequest(user=chat_pb2.User(id="ann"), cursor=cursor)
-        return self._stub.Subscribe(request, timeout=2 * WAIT)
+        return self._stub.Subscribe(iter([request]), timeout=2 * WAIT)
 
     def publish(self, first: int, last: int) -> None:
         """Sends numbers and waits until all are stored."""

@@ -44,9 +44,8 @@ class Subscriber:
 
     async def _follow(self, channel: grpc.aio.Channel) -> None:
         stub = chat_pb2_grpc.ChatStub(channel)
-        async for delivery in stub.Subscribe(
-            chat_pb2.SubscribeRequest(user=self._user, cursor=self._cursor)
-        ):
+        request = chat_pb2.SubscribeRequest(user=self._user, cursor=self._cursor)
+        async for delivery in stub.Subscribe(iter([request])):
             self._cursor = delivery.cursor
             self.registered.set()
             for message in delivery.messages:

@@ -1,0 +1,143 @@
+"""FeedWatch: notices when a server can no longer read what Kafka has.
+
+A server that reads on over a hole, or not at all, while others do, must not keep its clients: they
+would miss messages without knowing. While Kafka is away for everybody nobody is better off
+elsewhere.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from chatsvc.errors import ChatError, FeedLost, KafkaUnreachable, TopicReplaced
+
+_log = logging.getLogger(__name__)
+
+STUCK = "nothing was read for too long, though there is more"
+AWAY_SECONDS = 10.0
+"""So long no broker may answer before the server says that it does not serve."""
+
+
+class State(Protocol):
+    """What Kafka says of the topic: chatsvc.topics has it."""
+
+    @property
+    def identity(self) -> bytes: ...
+
+    @property
+    def ends(self) -> Mapping[int, int]: ...
+
+
+class FeedState:
+    """What follows from positions and ends. Knows no clock and no Kafka."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        # Of each partition that is behind, where it stands and since when.
+        self._behind: dict[int, tuple[int, float]] = {}
+
+    def stuck(self, positions: Mapping[int, int], ends: Mapping[int, int], now: float) -> bool:
+        """Given where the consumer is and where the log ended a moment before, whether some
+        partition has not moved for the timeout though there is more."""
+        for partition, end in ends.items():
+            position = positions.get(partition, 0)
+            if position >= end:
+                self._behind.pop(partition, None)
+            elif self._behind.get(partition, (-1, 0.0))[0] != position:
+                self._behind[partition] = (position, now)
+        return any(now - since >= self._timeout for _, since in self._behind.values())
+
+
+class FeedWatch:
+    """The thread that compares, every `interval` seconds, what the consumer has read with what
+    Kafka has.
+
+    `positions` tells what the consumer has read. `look` asks Kafka for the topic's identity and the
+    ends of its partitions; it may block, and raises a ChatError if the topic cannot be read.
+    `on_state` is told FeedLost when the server cannot read on, None when it can
+    again; `on_reach` whether a broker answers; `on_replaced` that the topic is another one, which
+    is the last thing that is told.
+    """
+
+    def __init__(
+        self,
+        positions: Callable[[], Mapping[int, int]],
+        identity: bytes,
+        topic: str,
+        look: Callable[[], State],
+        *,
+        timeout: float,
+        interval: float,
+        on_state: Callable[[FeedLost | None], None],
+        on_reach: Callable[[bool], None],
+        on_replaced: Callable[[ChatError], None],
+    ) -> None:
+        self._positions = positions
+        self._identity = identity
+        self._topic = topic
+        self._look = look
+        self._state = FeedState(timeout)
+        self._interval = interval
+        self._on_state = on_state
+        self._on_reach = on_reach
+        self._on_replaced = on_replaced
+        self._lost = False
+        self._reached_at = 0.0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feed-watch", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._reached_at = time.monotonic()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread and waits for it: at most as long as `look` takes. Idempotent; also
+        before `start`."""
+        self._closing.set()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._interval):
+            try:
+                if not self._compare():
+                    return
+            except Exception:
+                # A comparison that fails must not be the last.
+                _log.exception("watching topic %s failed", self._topic)
+
+    def _compare(self) -> bool:
+        """Returns False if there is no more use."""
+        try:
+            found = self._look()
+        except KafkaUnreachable:
+            self._on_reach(time.monotonic() - self._reached_at < AWAY_SECONDS)
+            return True
+        except ChatError as error:
+            self._tell(FeedLost(str(error)))
+            return True
+        now = time.monotonic()
+        self._reached_at = now
+        self._on_reach(True)
+        if found.identity != self._identity:
+            if not self._closing.is_set():
+                self._on_replaced(TopicReplaced(self._topic))
+            return False
+        stuck = self._state.stuck(self._positions(), found.ends, now)
+        self._tell(
+            FeedLost("nothing was read for too long, though there is more") if stuck else None
+        )
+        return True
+
+    def _tell(self, lost: FeedLost | None) -> None:
+        if self._closing.is_set() or (lost is not None) == self._lost:
+            return
+        if lost is not None:
+            _log.error("Topic %s cannot be read on: %s", self._topic, lost.cause)
+        else:
+            _log.warning("Topic %s is read on", self._topic)
+        self._lost = lost is not None
+        self._on_state(lost)

@@ -1,0 +1,52 @@
+"""Health: whether clients should come here, in gRPC's own terms.
+
+Source: "GRPC Health Checking Protocol", doc/health-checking.md of gRPC.
+"""
+
+import threading
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+SERVICES = ("", "chat.Broadcast", "chat.Chat")
+"""Each has the same status; the first is the server as a whole."""
+
+
+class Health:
+    """The health service. NOT_SERVING until `set_serving`, and for good after `leave`.
+    Thread-safe."""
+
+    def __init__(self) -> None:
+        self._servicer = health.HealthServicer()
+        # Guards the status.
+        self._lock = threading.Lock()
+        self._serving = False
+        self._leaving = False
+        self._tell()
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Registers the service."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether clients should come."""
+        return self._serving and not self._leaving
+
+    def set_serving(self, serving: bool) -> None:
+        """Tells whoever asks, and whoever watches."""
+        with self._lock:
+            if serving != self._serving:
+                self._serving = serving
+                self._tell()
+
+    def leave(self) -> None:
+        """NOT_SERVING, whatever comes."""
+        with self._lock:
+            self._leaving = True
+        self._servicer.enter_graceful_shutdown()
+
+    def _tell(self) -> None:
+        status = health_pb2.HealthCheckResponse
+        for service in SERVICES:
+            self._servicer.set(service, status.SERVING if self._serving else status.NOT_SERVING)

@@ -1,0 +1,119 @@
+"""A server that can no longer read what Kafka has sends its clients elsewhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chatsvc.client import ChatClient, Connected, Lost, Received
+from chatsvc.subscription import GOING_AWAY
+from chatsvc.topics import Topics
+
+from brokers import Brokers
+from conftest import Serve
+from serving import ServeProcess
+from waiting import eventually
+
+WAIT = 90
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+def status(server: ServeProcess) -> int:
+    """What the health service says."""
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=WAIT).status)
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Brokers]:
+    """A broker that forbids what it is told to, and nothing else."""
+    properties = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "allow.everyone.if.no.acl.found": "true",
+    }
+    with Brokers(tmp_path / "guarded", count=1, properties=properties) as brokers:
+        yield brokers
+
+
+@pytest.mark.kafka
+def test_a_server_that_may_not_read_sends_its_clients_away(
+    guarded: Brokers, serve: Serve, topic_options: list[str]
+) -> None:
+    """It takes them in again once it may, and they miss nothing of what was sent meanwhile."""
+    topic = topic_options[1]
+    server = serve(guarded)
+    admin = AdminClient({"bootstrap.servers": guarded.bootstrap})
+    everybody = (ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*")
+    rules = [
+        AclBinding(*everybody, AclOperation.READ, AclPermissionType.DENY),
+        AclBinding(*everybody, AclOperation.WRITE, AclPermissionType.ALLOW),
+        AclBinding(*everybody, AclOperation.DESCRIBE, AclPermissionType.ALLOW),
+    ]
+    with ChatClient("ann", [server.address]) as ann:
+        ann.connect()
+        ann.send("before")
+        assert isinstance(ann.receive(WAIT), Received)
+        assert status(server) == SERVING
+        for future in admin.create_acls(rules).values():
+            future.result(WAIT)
+        lost = ann.receive(WAIT)
+        assert isinstance(lost, Lost)
+        assert lost.cause == GOING_AWAY
+        assert eventually(lambda: status(server) != SERVING, WAIT)
+        ann_id = ann.post("meanwhile")
+        anything = AclBindingFilter(
+            ResourceType.TOPIC,
+            topic,
+            ResourcePatternType.LITERAL,
+            None,
+            None,
+            AclOperation.ANY,
+            AclPermissionType.ANY,
+        )
+        for deleted in admin.delete_acls([anything]).values():
+            deleted.result(WAIT)
+        assert eventually(lambda: status(server) == SERVING, WAIT)
+        connected = ann.receive(WAIT)
+        assert isinstance(connected, Connected)
+        received = ann.receive(WAIT)
+        assert isinstance(received, Received)
+        assert received.message_id == ann_id
+    assert "is read on" in server.stderr
+
+
+@pytest.mark.kafka
+def test_a_topic_that_is_made_anew_ends_the_server(
+    brokers: Brokers, serve: Serve, topic_options: list[str]
+) -> None:
+    """One line says why: what it knows of the old one, and clients' cursors, say nothing of it."""
+    topic = topic_options[1]
+    server = serve(brokers)
+    admin = AdminClient({"bootstrap.servers": brokers.bootstrap})
+    with ChatClient("ann", [server.address]) as ann:
+        ann.connect()
+        ann.send("before")
+        assert isinstance(ann.receive(WAIT), Received)
+        for future in admin.delete_topics([topic]).values():
+            future.result(WAIT)
+        lost = ann.receive(WAIT)
+        assert isinstance(lost, Lost)
+        assert eventually(lambda: status(server) != SERVING, WAIT)
+        Topics(tuple(brokers.addresses), "test", WAIT).create({topic: 2})
+        assert server.wait(WAIT) == 1
+    expected = (
+        f"topic {topic} was deleted and made again while the server ran; start the server again"
+    )
+    assert server.stderr.splitlines()[-1] == expected
+    assert "Traceback" not in server.stderr

@@ -1,0 +1,141 @@
+"""Turns: threads of which one runs at a time, as far as the seed says.
+
+The code under test is synchronous and blocks in a client's stream, so what is to be interleaved has
+to be threads. The test's own thread decides whose turn it is; a turn lasts until the thread calls
+`pause`, which the simulated streams and the like do, or until so many lines of the core have run.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Collection
+from random import Random
+from types import CodeType, FrameType, ModuleType
+from typing import Any
+
+PATIENCE_SECONDS = 60.0
+"""A turn that takes longer waits for a lock that a thread holds whose turn it is not."""
+
+
+class Over(BaseException):
+    """Raised in a thread that is to do no more, as if its process had been killed."""
+
+
+class Task:
+    """One thread. `ready` tells whether it makes sense to give it a turn."""
+
+    def __init__(self, name: str, run: Callable[["Task"], None]) -> None:
+        # Held unless this thread has been given a turn that it has not taken.
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        self.thread = threading.Thread(target=run, args=(self,), name=name, daemon=True)
+        self.ready: Callable[[], bool] = always
+        self.is_over = False
+        self.is_done = False
+        self.error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return self.thread.name
+
+
+def always() -> bool:
+    """Whether a thread that waits for nothing may go on."""
+    return True
+
+
+class Turns:
+    """The threads, and whose turn it is: `current`, None for the test's own.
+
+    With `lines` a thread's turn may also end between any two lines of `modules`, after `lines` of
+    them on average, but in functions that take a lock: these run as a whole.
+    """
+
+    def __init__(self, chance: Random, lines: int, modules: Collection[ModuleType]) -> None:
+        self._chance = chance
+        self._lines = lines
+        self._files = {each.__file__ for each in modules}
+        self._traced: dict[CodeType, bool] = {}
+        self._left = 1
+        self._own_turn = threading.Lock()  # likewise, the test's
+        self._own_turn.acquire()
+        self._tasks: list[Task] = []
+        self.current: Task | None = None
+        self.hasty = False
+        """Whether turns last as long as they can."""
+        self.given = 0
+
+    def start(self, name: str, run: Callable[[], None]) -> Task:
+        """A new thread, which has had no turn yet."""
+        task = Task(name, lambda task: self._run(task, run))
+        self._tasks.append(task)
+        task.thread.start()
+        return task
+
+    def give(self, task: Task) -> None:
+        """Gives a thread a turn and returns after it. Raises what it has raised."""
+        self.given += 1
+        self.current = task
+        task.turn.release()
+        if not self._own_turn.acquire(timeout=PATIENCE_SECONDS):
+            raise AssertionError(f"{task} waits for something that another thread has")
+        self.current = None
+        if task.error is not None:
+            error, task.error = task.error, None
+            raise error
+
+    def pause(self, until: Callable[[], bool] = always) -> None:
+        """Ends the turn of the thread that calls it; the next one makes sense once `until` is
+        true. Does nothing in the test's own thread."""
+        task = self.current
+        if task is None or (self.hasty and until()):
+            return
+        task.ready = until
+        self._own_turn.release()
+        task.turn.acquire()
+        if task.is_over:
+            raise Over
+
+    def end(self, tasks: Collection[Task]) -> None:
+        """Ends threads where they are."""
+        for task in tasks:
+            if not task.is_done:
+                task.is_over = True
+                self.give(task)
+            task.thread.join()
+            self._tasks.remove(task)
+
+    def close(self) -> None:
+        """Ends all threads."""
+        self.end(list(self._tasks))
+
+    def _run(self, task: Task, run: Callable[[], None]) -> None:
+        task.turn.acquire()
+        try:
+            if not task.is_over:
+                if self._lines:
+                    sys.settrace(self._trace_call)
+                run()
+        except Over:
+            pass
+        except BaseException as error:  # whatever it is, `give` raises it in the test
+            task.error = error
+        finally:
+            sys.settrace(None)
+            task.is_done = True
+            self._own_turn.release()
+
+    def _trace_call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        traced = self._traced.get(code)
+        if traced is None:
+            # Where a lock is taken, a pause might keep it from all others.
+            traced = code.co_filename in self._files and "_lock" not in code.co_names
+            self._traced[code] = traced
+        return self._trace_line if traced else None
+
+    def _trace_line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            self._left -= 1
+            if self._left <= 0:
+                self._left = self._chance.randint(1, 2 * self._lines)
+                self.pause()
+        return self._trace_line
