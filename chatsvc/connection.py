@@ -8,12 +8,14 @@ from chatsvc import frames
 from chatsvc.errors import CloseReason
 from chatsvc.feed import Feed, Overflow, Position
 from chatsvc.model import LOBBY
-from chatsvc.replay import Chunk, Need, Replay
+from chatsvc.replay import Chunk, Need, Replay, SharedStep, SharedSteps
 from chatsvc.senders import TURN_SECONDS, Pulse
 from chatsvc.tail import Tail
 
 ALL = 1 << 30
 """More messages than a feed holds."""
+BEHIND_RECORDS = 500
+"""A replay of less is done at once."""
 MAX_FRAME_BYTES = 1024 * 1024
 """How large a Delivery of several batches may be; gRPC's clients take 4 MiB."""
 
@@ -37,10 +39,14 @@ class Past(Protocol):
     """What a connection needs to catch up with its feed; the hub has it. Nothing blocks."""
 
     tail: Tail
+    steps: SharedSteps
 
     def level(self, feed: "Feed[Connection]") -> tuple[Mapping[int, int], Position]:
         """The positions up to which everything has been broadcast, and the end of a feed at the
         same moment."""
+
+    def replay(self, rooms: frozenset[str], positions: Mapping[int, int]) -> Replay:
+        """What brings a connection to these rooms level from some positions."""
 
     def cursor(self, positions: Mapping[int, int]) -> bytes:
         """A Delivery that says where to go on."""
@@ -170,6 +176,14 @@ class Connection:
         holds does not matter then."""
         return self._replay is None and self._feed.nearly_overflows(self._position)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether it has so much to catch up with that others should not wait for it."""
+        if self._replay is None:
+            return False
+        assert self._past is not None  # who has a replay has this too
+        return self._replay.behind(self._past.level(self._feed)[0]) > BEHIND_RECORDS
+
     def drain(self, pulse: Pulse) -> bool:
         """Sends what is in the outbox now. Then the connection rests at the end of the feed, or
         returns True for another turn, because others wait too: if more has come meanwhile, or
@@ -189,7 +203,7 @@ class Connection:
                     now = pulse.beat()
                     if self._reason is not None:
                         return self._end(now)
-                    if now > deadline:
+                    if now > deadline or (self.is_behind and not pulse.takes_those_behind):
                         return True
                     if not self._catch_up(now):
                         return False
@@ -214,6 +228,12 @@ class Connection:
         assert past is not None  # who has a replay has this too
         assert replay is not None  # the caller has looked
         live, position = past.level(self._feed)
+        place = replay.place
+        shared = past.steps.find(place)
+        if shared is not None and _is_within(shared.positions, live):
+            replay.follow(shared)
+            self._take_replayed(shared.frame, shared.messages, now)
+            return True
         step = replay.step(live, past.tail)
         if isinstance(step, Need):
             past.fetch(step, self)
@@ -225,11 +245,16 @@ class Connection:
             return not step.level
         cursor = past.cursor(replay.positions)
         frame = frames.replayed(step.elements, step.gaps, cursor, caught_up=caught_up)
-        self._frames, self._sent = (frame,), 0
-        self._taken, self._fanned_out_at = len(step.elements), now
+        self._take_replayed(frame, len(step.elements), now)
+        if step.shared:
+            past.steps.keep(place, SharedStep(frame, len(step.elements), dict(replay.positions)))
         if caught_up:
             self._replay, self._position, self._positions = None, position, live
         return True
+
+    def _take_replayed(self, frame: bytes, messages: int, now: float) -> None:
+        self._frames, self._sent = (frame,), 0
+        self._taken, self._fanned_out_at = messages, now
 
     def take_chunk(self, chunk: Chunk | None) -> None:
         """What `fetch` of the past was asked for; None if it cannot be had any more."""
@@ -241,7 +266,7 @@ class Connection:
         if self._past is None:
             self._close_slow()
         else:
-            self._replay = Replay(self.rooms, self._positions)
+            self._replay = self._past.replay(self.rooms, self._positions)
 
     def _take(self, turn_end: int) -> bool:
         """Takes the next frames from the feed, none if the connection is level or has fallen
@@ -390,3 +415,8 @@ class Connection:
         self._stream.end(self._reason)
         self._on_end(self)
         return False
+
+
+def _is_within(positions: Mapping[int, int], live: Mapping[int, int]) -> bool:
+    """Whether a server that has read up to `live` may give out what is before `positions`."""
+    return all(end <= live.get(each, 0) for each, end in positions.items())

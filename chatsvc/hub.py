@@ -17,7 +17,7 @@ from chatsvc.errors import ChatError, CloseReason, ServerFull, ServerStopping
 from chatsvc.feed import Feed, Position
 from chatsvc.frames import Batch, batch
 from chatsvc.model import LOBBY
-from chatsvc.replay import Chunk, Need, Replay
+from chatsvc.replay import STEP_RECORDS, Chunk, Need, Replay, SharedSteps
 from chatsvc.seats import Seats
 from chatsvc.senders import Drainable, SenderPool
 from chatsvc.tail import Tail
@@ -57,6 +57,7 @@ class Hub:
         outbox_messages: int,
         outbox_bytes: int,
         send_timeout: float,
+        step_records: int = STEP_RECORDS,
         heartbeat_seconds: float = 15.0,
         max_age_seconds: float = 0.0,
         on_change: Callable[[str, int], None] = lambda user, count: None,
@@ -65,9 +66,11 @@ class Hub:
         self._senders = senders
         self._seats = seats
         self.tail = tail
+        self.steps = SharedSteps()
         self._cursors = cursors
         self._fetch = fetch
         self._send_timeout = send_timeout
+        self._step_records = step_records
         self._heartbeat_seconds = heartbeat_seconds
         self._max_age_seconds = max_age_seconds
         self._on_change = on_change
@@ -122,7 +125,7 @@ class Hub:
                 rooms=rooms,
                 batched=batched,
                 past=self if batched else None,
-                replay=self._replay(rooms, positions) if batched else None,
+                replay=self._first_replay(rooms, positions) if batched else None,
             )
             if batched and self._max_age_seconds:
                 age = self._max_age_seconds * random.uniform(0.9, 1.1)
@@ -132,8 +135,12 @@ class Hub:
             self._on_change(user, self._users[user])
         return connection
 
-    def _replay(self, rooms: Rooms, positions: Mapping[int, int] | None) -> Replay:
-        return Replay(rooms, self._positions if positions is None else positions)
+    def _first_replay(self, rooms: Rooms, positions: Mapping[int, int] | None) -> Replay:
+        return self.replay(rooms, self._positions if positions is None else positions)
+
+    def replay(self, rooms: Rooms, positions: Mapping[int, int]) -> Replay:
+        """Brings a connection to these rooms level from some positions."""
+        return Replay(rooms, positions, self._step_records)
 
     def activate(self, connection: Connection) -> None:
         """Lets senders drain the connection from now on."""

@@ -60,6 +60,9 @@ class PublishStream:
     `count_acked` gets how many messages a result tells to be committed.
     """
 
+    is_behind = False
+    """For the pool: there is never much."""
+
     def __init__(
         self,
         results: ResultStream,

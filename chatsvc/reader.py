@@ -43,8 +43,8 @@ nobody to fetch any more. It must not block and not raise."""
 
 
 class LogReader:
-    """Reads a topic for whoever asks, oldest request first, without the duplicates. One reader
-    asks for one chunk at a time, so all of them get on alike. Thread-safe."""
+    """Reads a topic for whoever asks, oldest request of a partition first, without the duplicates.
+    Who reads asks for one chunk at a time, so all of them get on alike. Thread-safe."""
 
     def __init__(
         self, brokers: tuple[str, ...], client_id: str, topic: str, duplicates: Duplicates
@@ -52,8 +52,11 @@ class LogReader:
         self._topic = topic
         self._duplicates = duplicates
         self._new_client = partial(LogClient, brokers, client_id, topic, 4 * CHUNK_RECORDS)
-        # As long as there are connections and calls that wait: each has one request here at most.
-        self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
+        # One for each thread, so that a partition is read on by the one that has read it before. As
+        # long as there are connections and calls that wait: each has one request here at most.
+        self._requests: list[queue.SimpleQueue[_Request[Any] | None]] = [
+            queue.SimpleQueue() for _ in range(READERS)
+        ]
         # Guards what follows.
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[int, int], Chunk] = OrderedDict()
@@ -61,8 +64,10 @@ class LogReader:
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
         self._closing = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, name=f"log-reader-{number}", daemon=True)
-            for number in range(READERS)
+            threading.Thread(
+                target=self._run, args=(requests,), name=f"log-reader-{number}", daemon=True
+            )
+            for number, requests in enumerate(self._requests)
         ]
 
     def start(self) -> None:
@@ -72,7 +77,7 @@ class LogReader:
 
     def fetch(self, need: Need, done: Done) -> None:
         """Has the chunk fetched that `need.start` is in. Does not block."""
-        self._ask(_Request(partial(self._chunk, need), done))
+        self._ask(need.partition, _Request(partial(self._chunk, need), done))
 
     def locate(
         self,
@@ -83,12 +88,12 @@ class LogReader:
         """Has looked up, of each partition, the first record from a time on, in milliseconds of
         Unix time; `positions` are for where there is none. Does not block; `done` is as for
         `fetch`."""
-        self._ask(_Request(lambda client: client.offsets_at(dict(positions), time_ms), done))
+        self._ask(0, _Request(lambda client: client.offsets_at(dict(positions), time_ms), done))
 
-    def _ask(self, request: "_Request[T]") -> None:
+    def _ask(self, partition: int, request: "_Request[T]") -> None:
         with self._lock:
             if not self._closing.is_set():
-                self._requests.put(request)
+                self._requests[partition % READERS].put(request)
                 return
         request.done(None)
 
@@ -99,26 +104,19 @@ class LogReader:
             self._closing.set()
         if closing:
             return
-        for _ in self._threads:
-            self._requests.put(None)
+        for requests in self._requests:
+            requests.put(None)
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
 
-    def _run(self) -> None:
+    def _run(self, requests: "_Requests") -> None:
         client = self._new_client()
         try:
-            while (request := self._next_request(client)) is not None:
+            while (request := _next_of(requests, client)) is not None:
                 request.done(self._answer(client, request))
         finally:
             client.close()
-
-    def _next_request(self, client: LogClient) -> "_Request[Any] | None":
-        try:
-            return self._requests.get(timeout=IDLE_SECONDS)
-        except queue.Empty:
-            client.rest()
-            return self._requests.get()
 
     def _answer(self, client: LogClient, request: "_Request[T]") -> T | None:
         """What was asked for, however long it takes; None if the reader closes before."""
@@ -229,6 +227,17 @@ class _Request(NamedTuple, Generic[T]):
 
     work: Callable[[LogClient], T | None]
     done: Callable[[T | None], None]
+
+
+_Requests = queue.SimpleQueue[_Request[Any] | None]
+
+
+def _next_of(requests: _Requests, client: LogClient) -> _Request[Any] | None:
+    try:
+        return requests.get(timeout=IDLE_SECONDS)
+    except queue.Empty:
+        client.rest()
+        return requests.get()
 
 
 def _messages(records: "list[Record]") -> "list[_Found]":

@@ -4,7 +4,9 @@ It knows no thread and no clock, reads nothing itself, and takes what has to com
 chunks: whoever drives it fetches them.
 """
 
+import threading
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -13,10 +15,13 @@ from chatsvc.entries import MAX_MS, Entry
 from chatsvc.model import Gap
 from chatsvc.tail import NotInTail, Tail
 
-STEP_MESSAGES = 1_000
-"""How many messages of a partition one step takes at most."""
+STEP_RECORDS = 512
+"""How many offsets of a partition one step takes at most, up to a multiple of it: so replays that
+begin at different offsets soon take the same steps."""
 STEP_BYTES = 512 * 1024
 """How many bytes one step takes at most, if there is more than one message."""
+KEPT_STEPS = 64
+"""How many steps are kept for others, of 60 to 100 KB mostly."""
 
 
 class Chunk(NamedTuple):
@@ -41,11 +46,47 @@ class Need(NamedTuple):
 
 class Step(NamedTuple):
     """What is next: elements of Delivery.messages, and gaps before them. `level` tells that
-    nothing follows up to the positions that the step was taken to."""
+    nothing follows up to the positions that the step was taken to, `shared` that every replay of
+    the same rooms takes the same step from the same positions, also later."""
 
     elements: list[bytes]
     gaps: list[Gap]
     level: bool
+    shared: bool
+
+
+Place = tuple[Collection[str], tuple[tuple[int, int], ...]]
+"""Rooms and positions: what a step depends on."""
+
+
+class SharedStep(NamedTuple):
+    """A step that another has taken: its Delivery, how many messages that has, and what is next."""
+
+    frame: bytes
+    messages: int
+    positions: Mapping[int, int]
+
+
+class SharedSteps:
+    """The newest steps that were taken, for whoever is at the same place. A thousand clients that
+    lose a server at the same moment are all at nearly the same. Thread-safe; does not block."""
+
+    def __init__(self) -> None:
+        # Guards the steps; the oldest first.
+        self._lock = threading.Lock()
+        self._steps: OrderedDict[Place, SharedStep] = OrderedDict()
+
+    def find(self, place: Place) -> SharedStep | None:
+        """The step from a place, if somebody has just taken it."""
+        with self._lock:
+            return self._steps.get(place)
+
+    def keep(self, place: Place, step: SharedStep) -> None:
+        """Keeps a step for others."""
+        with self._lock:
+            self._steps[place] = step
+            while len(self._steps) > KEPT_STEPS:
+                self._steps.popitem(last=False)
 
 
 class _Slice(NamedTuple):
@@ -64,8 +105,14 @@ class Replay:
     it does not know begins at its first record, since it came later. Used by one thread at a
     time."""
 
-    def __init__(self, rooms: Collection[str], positions: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        rooms: Collection[str],
+        positions: Mapping[int, int],
+        step_records: int = STEP_RECORDS,
+    ) -> None:
         self._rooms = rooms
+        self._step_records = step_records
         self.positions = dict(positions)
         self._chunks: dict[int, Chunk] = {}
         self._gaps: list[Gap] = []
@@ -82,6 +129,19 @@ class Replay:
     def is_ahead(self, live: Mapping[int, int]) -> bool:
         """Whether it has been further, at another server, than this one is."""
         return any(live.get(each, 0) < mine for each, mine in self.positions.items())
+
+    @property
+    def place(self) -> Place:
+        """What its next step depends on."""
+        return self._rooms, tuple(sorted(self.positions.items()))
+
+    def follow(self, step: SharedStep) -> None:
+        """Takes a step that another has taken from the same place."""
+        self.positions = dict(step.positions)
+
+    def behind(self, live: Mapping[int, int]) -> int:
+        """How many offsets are left up to the positions `live`."""
+        return sum(max(0, end - self.positions.get(each, 0)) for each, end in live.items())
 
     def step(self, live: Mapping[int, int], tail: Tail, limit: int | None = None) -> Step | Need:
         """Moves on towards the positions `live`, by at most `limit` messages: in the order of each
@@ -101,19 +161,21 @@ class Replay:
         elements = [each.element for each in entries if each.room in self._rooms]
         level = all(self.positions.get(each, 0) >= end for each, end in behind.items())
         gaps, self._gaps = self._gaps, []
-        return Step(elements, gaps, level)
+        # Where nothing depends on how far the log goes now.
+        inner = len(slices) == len(live) and not any(each.whole for each in slices)
+        return Step(elements, gaps, level, inner and limit is None and not gaps)
 
     def _slice(self, partition: int, end: int, max_bytes: int, tail: Tail) -> _Slice | Need:
         start = self.positions.get(partition, 0)
         chunk = self._chunks.get(partition)
-        covered = end
+        covered = min(end, (start // self._step_records + 1) * self._step_records)
         if chunk is not None and start < chunk.end:
-            covered = min(end, chunk.end)
+            covered = min(covered, chunk.end)
             entries = [each for each in chunk.entries if start <= each.offset < covered]
         else:
             self._chunks.pop(partition, None)
             try:
-                entries = tail.read(partition, start, end, STEP_MESSAGES + 1)
+                entries = tail.read(partition, start, covered, self._step_records)
             except NotInTail:
                 return Need(partition, start, end)
         fitting = _fitting(entries, max_bytes)
@@ -156,9 +218,9 @@ class Replay:
 
 
 def _fitting(entries: Sequence[Entry], max_bytes: int) -> int:
-    """How many entries are within STEP_MESSAGES and `max_bytes`, at least one if there is one."""
-    for count, each in enumerate(entries[:STEP_MESSAGES]):
+    """How many entries are within `max_bytes`, at least one if there is one."""
+    for count, each in enumerate(entries):
         max_bytes -= len(each.element)
         if count and max_bytes < 0:
             return count
-    return min(len(entries), STEP_MESSAGES)
+    return len(entries)

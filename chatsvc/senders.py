@@ -15,13 +15,19 @@ TURN_SECONDS = 0.02
 """How long a sender stays with an item while others may wait."""
 SLUGGISH_SECONDS = 0.001
 """An item that uses up a turn with sends that take longer on average goes to the slow lane."""
+YIELD_SECONDS = 0.02
+"""How long a send to one that is behind waits for those that are not."""
 PACE_SECONDS = 0.0005
 """How long the fan-out of a message waits at most for items in the slow lane: whatever clients do,
 2,000 messages a second are fanned out."""
 
 
 class Pulse(Protocol):
-    """What a drain tells the sender that runs it."""
+    """What a drain tells the sender that runs it, and is told by it."""
+
+    @property
+    def takes_those_behind(self) -> bool:
+        """Whether an item that is behind is to be drained here; else it asks for another turn."""
 
     def beat(self) -> float:
         """A send begins now, which is returned as monotonic time in seconds."""
@@ -32,6 +38,10 @@ class Pulse(Protocol):
 
 class Drainable(Protocol):
     """What a pool drains: a connection's outbox, or the answer to a call."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it has so much to send that others should not wait for it."""
 
     def drain(self, pulse: Pulse) -> bool:
         """Sends what waits now and returns whether more has come meanwhile, for another turn.
@@ -48,7 +58,7 @@ class Sender:
     """One thread of a pool and what it is doing; a Pulse."""
 
     def __init__(self, pool: "SenderPool", name: str) -> None:
-        self._observe = pool.observe_delivery
+        self._pool = pool
         self.item: Drainable | None = None
         self.since = 0.0
         self.messages = 0
@@ -56,7 +66,12 @@ class Sender:
         self.replaced = False
         self.thread = threading.Thread(target=pool.run, args=(self,), name=name, daemon=True)
 
+    @property
+    def takes_those_behind(self) -> bool:
+        return self._pool.takes_those_behind
+
     def beat(self) -> float:
+        self._pool.give_way()
         self.beats += 1
         self.since = time.monotonic()
         return self.since
@@ -64,7 +79,7 @@ class Sender:
     def sent(self, messages: int, fanned_out_at: float) -> None:
         # One batch in 64 or so is enough for a histogram, and cheap enough for every stream.
         if (self.messages ^ (self.messages + messages)) >> 6:
-            self._observe(time.monotonic() - fanned_out_at)
+            self._pool.observe_delivery(time.monotonic() - fanned_out_at)
         self.messages += messages
 
 
@@ -75,7 +90,9 @@ class SenderPool:
     for as long as it is, so clients that do not read take no thread from those that do. There is
     at most one such thread a stuck item. An item that uses up its turn because its sends are slow,
     if not stuck, goes on in the pool `slow_lane`, so that a few clients that read a little all the
-    time keep neither senders nor the fan-out from the others.
+    time keep neither senders nor the fan-out from the others. One that is behind goes on in the
+    pool `behind_lane`, which hands it back when it no longer is, and which sends only while nobody
+    waits here, or after YIELD_SECONDS.
 
     `observe_delivery` gets the seconds from fan-out to sent, for a sample of the batches.
     """
@@ -87,10 +104,16 @@ class SenderPool:
         wake_watchdog: Callable[[], None],
         observe_delivery: Callable[[float], None] = lambda _: None,
         slow_lane: "SenderPool | None" = None,
+        behind_lane: "SenderPool | None" = None,
     ) -> None:
         self.observe_delivery = observe_delivery
         self._name = name
         self._slow_lane = slow_lane
+        self._behind_lane = behind_lane
+        # Of a lane for those behind: the pool that it serves.
+        self._served: SenderPool | None = None
+        if behind_lane is not None:
+            behind_lane._served = self
         self._size = size
         self.wake_watchdog = wake_watchdog
         # Appended and popped without a lock: a deque's own operations are atomic.
@@ -103,7 +126,7 @@ class SenderPool:
         self._senders: set[Sender] = set()
         self._started = 0
         self._retired_messages = 0
-        self._awaiting_turn = False
+        self._awaiting_turn = 0
         self._closing = False
 
     def start(self) -> None:
@@ -146,19 +169,41 @@ class SenderPool:
         return level
 
     def _wait_while_behind(self, behind: Callable[[Drainable], bool], timeout: float) -> bool:
+        return self._wait_while(lambda: self._any_behind(behind), timeout)
+
+    def _wait_while(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """Blocks while something is so that changes when an item is taken or left, at most
+        `timeout` seconds. Returns whether it is so no longer."""
         deadline = time.monotonic() + timeout
         with self._lock:
             # Before the look, so that an item that is taken after it is told.
-            self._awaiting_turn = True
+            self._awaiting_turn += 1
             try:
-                while self._any_behind(behind):
+                while condition():
                     left = deadline - time.monotonic()
                     if self._closing or left <= 0:
                         return False
                     self._turned.wait(min(TURN_SECONDS, left))
             finally:
-                self._awaiting_turn = False
+                self._awaiting_turn -= 1
         return True
+
+    @property
+    def takes_those_behind(self) -> bool:
+        """Whether items that are behind are drained here."""
+        return self._behind_lane is None
+
+    def give_way(self) -> None:
+        """Of a lane for those behind: waits while others have something to send, at most
+        YIELD_SECONDS."""
+        if self._served is not None:
+            self._served._wait_while(self._served._is_busy, YIELD_SECONDS)
+
+    def _is_busy(self) -> bool:
+        """Whether an item waits or is being drained, but for those that are stuck."""
+        return bool(self._ready) or any(
+            sender.item is not None and not sender.replaced for sender in self._senders
+        )
 
     def _any_behind(self, behind: Callable[[Drainable], bool]) -> bool:
         try:
@@ -182,7 +227,7 @@ class SenderPool:
                 continue
             if self._awaiting_turn:
                 with self._lock:
-                    self._turned.notify()
+                    self._turned.notify_all()
             began, sender.beats = sender.beat(), 0
             sender.item = item
             # A watchdog that looked between the two had nothing to watch.
@@ -193,7 +238,7 @@ class SenderPool:
             sender.item = None
             if self._awaiting_turn:
                 with self._lock:
-                    self._turned.notify()
+                    self._turned.notify_all()
         with self._lock:
             self._senders.discard(sender)
             self._retired_messages += sender.messages
@@ -202,7 +247,11 @@ class SenderPool:
 
     def _again(self, item: Drainable, sluggish: bool) -> None:
         """Lets an item wait for another turn; somebody takes it, at the latest this sender."""
-        if sluggish and self._slow_lane is not None:
+        if self._behind_lane is not None and item.is_behind:
+            self._behind_lane.ready([item])
+        elif self._served is not None and not item.is_behind:
+            self._served.ready([item])
+        elif sluggish and self._slow_lane is not None:
             self._slow_lane.ready([item])
         else:
             self._ready.append(item)

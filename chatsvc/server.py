@@ -54,6 +54,7 @@ CHAT_PARTITIONS = 2
 CONNECTIONS_PARTITIONS = 3
 REPLY_SENDERS = 2
 SLOW_SENDERS = 2
+REPLAY_SENDERS = 2
 HISTORY_THREADS = 4
 BEATS = 30
 """How often streams are looked at in the time of a heartbeat: so those that are due together, since
@@ -169,8 +170,16 @@ class Server:
         self._watchdog = Watchdog()
         observe = metrics.delivery_latency.observe
         self._slow_senders = SenderPool("slow-sender", SLOW_SENDERS, self._watchdog.wake, observe)
+        self._replay_senders = SenderPool(
+            "replay-sender", REPLAY_SENDERS, self._watchdog.wake, observe, self._slow_senders
+        )
         self._senders = SenderPool(
-            "sender", config.senders, self._watchdog.wake, observe, self._slow_senders
+            "sender",
+            config.senders,
+            self._watchdog.wake,
+            observe,
+            self._slow_senders,
+            self._replay_senders,
         )
         self._replies = SenderPool("reply", REPLY_SENDERS, self._watchdog.wake)
         self._requests = RequestWatch(
@@ -206,7 +215,8 @@ class Server:
                 config.connections_topic, reason
             ).inc(),
         )
-        self._watchdog.add((self._senders.check, self._slow_senders.check, self._replies.check))
+        pools = (self._senders, self._replay_senders, self._slow_senders, self._replies)
+        self._watchdog.add(pool.check for pool in pools)
         self._watchdog.add((self._hub.check, self._requests.check, self._stream_requests.check))
         self._watchdog.add((MemoryTrim(self._hub.__len__).check,))
         metrics.observe(self._observe)
@@ -217,7 +227,7 @@ class Server:
         # Stopped in the opposite order: what the senders hand to the slow lane is drained there.
         self._running.callback(self._log_reader.close)
         self._log_reader.start()
-        for pool in (self._slow_senders, self._senders, self._replies):
+        for pool in (self._slow_senders, self._replay_senders, self._senders, self._replies):
             self._running.callback(self._close_pool, pool)
             pool.start()
         heartbeats = Heartbeats(self._hub.beat, self._config.stream_heartbeat / BEATS)
@@ -440,7 +450,7 @@ class Server:
         yield metric.gauge(
             "outbox_depth_max_messages", "Messages in the fullest outbox", max(backlogs, default=0)
         )
-        pools = (self._senders, self._slow_senders)
+        pools = (self._senders, self._replay_senders, self._slow_senders)
         sent = sum(pool.messages_sent for pool in pools)
         yield metric.count("messages_delivered", "Messages handed to the transport", sent)
         threads = sum(pool.threads for pool in pools)

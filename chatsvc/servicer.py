@@ -159,6 +159,8 @@ class _Reply:
 
     __slots__ = ("_call", "_metrics", "_outcome", "_pool", "_timeout")
 
+    is_behind = False
+
     def __init__(
         self, call: _Call, pool: SenderPool, metrics: Metrics, send_timeout: float
     ) -> None:

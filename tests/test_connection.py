@@ -37,6 +37,8 @@ class CountingPulse:
         self.beats = 0
         self.batches: list[tuple[int, float]] = []
 
+    takes_those_behind = True
+
     def beat(self) -> float:
         self.beats += 1
         return 100.0

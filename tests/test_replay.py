@@ -8,7 +8,15 @@ import pytest
 
 from chatsvc.entries import Entry
 from chatsvc.model import Gap
-from chatsvc.replay import STEP_BYTES, STEP_MESSAGES, Chunk, Need, Replay
+from chatsvc.replay import (
+    STEP_BYTES,
+    STEP_RECORDS,
+    Chunk,
+    Need,
+    Replay,
+    SharedStep,
+    SharedSteps,
+)
 from chatsvc.tail import OVERHEAD_BYTES, Tail
 
 ROOMS = ("", "tea", "coffee")
@@ -192,7 +200,7 @@ def test_a_partition_that_came_later_is_read_from_its_first_record() -> None:
 def test_partitions_are_merged_by_time() -> None:
     """Also where one has much more than a step takes."""
     log = Log(partitions=3)
-    for number in range(5 * STEP_MESSAGES):
+    for number in range(5 * STEP_RECORDS):
         log.append(number % 7 % 3)
     times = {each.element: each.appended_ms for part in log.entries.values() for each in part}
     reader = Reader(log, dict.fromkeys(range(3), 0))
@@ -276,3 +284,74 @@ def test_whatever_happens_meanwhile(seed: int) -> None:
     reader.finish()
     reader.check()
     assert reader.replay.positions == {each: end for each, end in log.ends.items() if end}
+
+
+def places(log: Log, start: int, tail_positions: dict[int, int]) -> list[tuple[object, bool]]:
+    """Where the steps of a replay begin, and whether others take the same from there."""
+    replay = Replay(frozenset(ROOMS), dict.fromkeys(log.ends, start))
+    found = []
+    while True:
+        place = replay.place
+        step = replay.step(tail_positions, log.tail)
+        assert not isinstance(step, Need)
+        found.append((place, step.shared))
+        if step.level:
+            return found
+
+
+def test_replays_that_begin_near_each_other_soon_take_the_same_steps() -> None:
+    """From the second step on all places are the same, and only what depends on how far the log
+    goes is for one alone."""
+    log = Log(partitions=2)
+    for number in range(10 * STEP_RECORDS):
+        log.append(number % 2, room=ROOMS[number % 3])
+    ends = dict(log.ends)
+    one, other = places(log, 3, ends), places(log, 40, ends)
+    assert [place for place, _ in one][1:] == [place for place, _ in other][1:]
+    assert all(shared for _, shared in one[:-3])
+    assert not one[-1][1]
+
+
+def test_who_follows_a_shared_step_is_given_what_he_would_have_been() -> None:
+    """Whoever takes it, and whenever: the log has grown since."""
+    log = Log(partitions=3)
+    for number in range(6 * STEP_RECORDS):
+        log.append(number % 3)
+    steps = SharedSteps()
+
+    def read_all(start: int) -> list[bytes]:
+        replay = Replay(frozenset(ROOMS), dict.fromkeys(log.ends, start))
+        frames: list[bytes] = []
+        while True:
+            place = replay.place
+            shared = steps.find(place)
+            if shared is not None:
+                replay.follow(shared)
+                frames.append(shared.frame)
+                continue
+            step = replay.step(log.ends, log.tail)
+            assert not isinstance(step, Need)
+            frames.append(b"".join(step.elements))
+            if step.shared:
+                steps.keep(place, SharedStep(frames[-1], 0, dict(replay.positions)))
+            if step.level:
+                return frames
+
+    first = b"".join(read_all(7))
+    assert b"".join(read_all(7)) == first
+    log.append(0)
+    assert b"".join(read_all(7)).startswith(first)
+    assert len(b"".join(read_all(0))) > len(first)
+
+
+def test_a_gap_is_for_the_one_who_has_it() -> None:
+    """Another one at the same place may have missed less."""
+    log = Log()
+    for _ in range(3 * STEP_RECORDS):
+        log.append()
+    replay = Replay(frozenset(ROOMS), {0: 5})
+    replay.take(Chunk(0, 100, STEP_RECORDS, log.entries[0][100:STEP_RECORDS]))
+    step = replay.step(log.ends, log.tail)
+    assert not isinstance(step, Need)
+    assert step.gaps
+    assert not step.shared

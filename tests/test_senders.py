@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from chatsvc.senders import STUCK_SECONDS, Drainable, Pulse, SenderPool
+from chatsvc.senders import STUCK_SECONDS, YIELD_SECONDS, Drainable, Pulse, SenderPool
 
 from waiting import eventually
 
@@ -33,6 +33,8 @@ def make_pool() -> Iterator[MakePool]:
 
 class Item:
     """Is drained at once."""
+
+    is_behind = False
 
     def __init__(self, messages: int = 0) -> None:
         self.messages = messages
@@ -119,6 +121,8 @@ def test_the_oldest_item_comes_first(make_pool: MakePool) -> None:
     order: list[int] = []
 
     class Numbered(Item):
+        is_behind = False
+
         def drain(self, pulse: Pulse) -> bool:
             order.append(self.messages)
             return super().drain(pulse)
@@ -263,6 +267,8 @@ def test_a_drain_that_raises_costs_no_sender(
     pool = make_pool(1)
 
     class BrokenItem(Item):
+        is_behind = False
+
         def drain(self, pulse: Pulse) -> bool:
             raise RuntimeError("broken")
 
@@ -417,3 +423,61 @@ def test_slow_items_go_on_in_their_own_lane(make_pool: MakePool) -> None:
         assert slow.threads == ["s-1", "lane-1"]
     finally:
         assert slow_lane.close(20)
+
+
+class BehindItem(Item):
+    """Is behind for some turns; notes which threads drain it."""
+
+    def __init__(self, turns: int) -> None:
+        super().__init__()
+        self._turns = turns
+        self.threads: list[str] = []
+
+    @property
+    def is_behind(self) -> bool:  # type: ignore[override]
+        return self._turns > 0
+
+    def drain(self, pulse: Pulse) -> bool:
+        self.threads.append(threading.current_thread().name.rpartition("-")[0])
+        if self.is_behind and not pulse.takes_those_behind:
+            return True
+        pulse.beat()
+        self._turns -= 1
+        if self._turns < 0:
+            self.drained.set()
+        return self._turns >= 0
+
+
+def test_those_behind_go_on_in_their_own_lane(make_pool: MakePool) -> None:
+    """And come back when they no longer are."""
+    lane = SenderPool("lane", 1, nothing)
+    lane.start()
+    try:
+        pool = make_pool(1, behind_lane=lane)
+        item = BehindItem(3)
+        pool.ready([item])
+        assert item.drained.wait(20)
+        assert item.threads == ["s", "lane", "lane", "lane", "s"]
+    finally:
+        assert lane.close(20)
+
+
+def test_those_behind_give_way(make_pool: MakePool) -> None:
+    """Nothing is sent to them while an item of the others is being drained, for a while; then
+    something is."""
+    lane = SenderPool("lane", 1, nothing)
+    lane.start()
+    try:
+        pool = make_pool(1, behind_lane=lane)
+        busy = StalledItem()
+        pool.ready([busy])
+        assert busy.begun.wait(20)
+        item = BehindItem(1)
+        began = time.monotonic()
+        lane.ready([item])
+        assert eventually(lambda: not item.is_behind)
+        assert time.monotonic() - began >= YIELD_SECONDS
+        busy.released.set()
+        assert item.drained.wait(20)
+    finally:
+        assert lane.close(20)

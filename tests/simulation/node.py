@@ -146,6 +146,8 @@ class _Pulse:
         self._item = item
         self._task = task
 
+    takes_those_behind = True
+
     def beat(self) -> float:
         return self._pool.beat(self._item, self._task)
 
