@@ -9,14 +9,19 @@ CHATSVC = $(VENV)/bin/chatsvc
 COMPOSE = docker compose --file deploy/docker-compose.yml
 KAFKA = $(PYTHON) deploy/kafka/brokers.py
 
-.PHONY: help server client test kafka-up kafka-down clean
+# make soak: how long, and which faults.
+SECONDS = 600
+SEED = 1
+
+.PHONY: help server client test soak system-packages kafka-up kafka-down clean
 
 help:
 	@echo "make server              a server with a broker in memory, or with BROKERS=localhost:9092,..."
 	@echo "make client USER=alice   talk, at SERVER=$(SERVER)"
 	@echo "make kafka-up            three Kafka brokers on $(KAFKA_PORTS), by docker or else by Java"
 	@echo "make kafka-down          stop them"
-	@echo "make test                all tests (Python, Java 17 and Maven)"
+	@echo "make test                all tests (Python, Java 17 and Maven; as root)"
+	@echo "make soak                ten minutes of random faults; also SECONDS=3600 SEED=2"
 	@echo "make clean               remove what the others made, messages too"
 
 # What runs, installed from this tree; changes to the code need no new install.
@@ -35,8 +40,24 @@ client: $(CHATSVC)
 $(VENV)/bin/tox: | $(CHATSVC)
 	$(VENV)/bin/python -m pip install --quiet 'tox>=4.20'
 
-test: $(VENV)/bin/tox
+# What tests of faults need beside Python, Java and Maven.
+system-packages:
+	@missing=$$( \
+		PATH=$$PATH:/usr/sbin:/sbin command -v ip >/dev/null || echo iproute2; \
+		ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || echo libfaketime); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update --quiet && apt-get install --quiet --yes $$missing; \
+	else \
+		echo "The tests need more packages: sudo apt-get install" $$missing >&2; exit 1; \
+	fi
+
+test: system-packages $(VENV)/bin/tox
 	$(VENV)/bin/tox run
+
+soak: $(VENV)/bin/tox
+	$(VENV)/bin/tox run -e py -- tests/faults/test_soak.py --log-cli-level=INFO \
+		--soak-seconds=$(SECONDS) --soak-seed=$(SEED) --timeout=$$(($(SECONDS) + 600))
 
 kafka-up:
 	@if docker info >/dev/null 2>&1; then \

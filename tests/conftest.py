@@ -1,9 +1,12 @@
 """Fixtures for all tests, and the check that no test leaves a thread behind."""
 
 import contextlib
+import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -12,10 +15,23 @@ from chatsvc.config import Config
 from chatsvc.pb import chat_pb2_grpc
 from chatsvc.server import Listening, Server
 
+from serving import ServeProcess
 from sites import Site
 from waiting import eventually
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "deploy" / "kafka"))
+
+from brokers import Brokers
+
 StartServer = Callable[..., tuple[Server, Listening]]
+Serve = Callable[..., ServeProcess]
+Measured = Callable[[str], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    soak = parser.getgroup("soak", "random faults")
+    soak.addoption("--soak-seconds", type=float, default=60, help="how long (default: 60)")
+    soak.addoption("--soak-seed", type=int, default=1, help="which ones (default: 1)")
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +87,54 @@ def host() -> Iterator[Callable[[chat_pb2_grpc.ChatServicer], str]]:
         yield run
 
 
-Measured = Callable[[str], None]
+_topic_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
+    """Three brokers that run as long as the session. Fails where they cannot start."""
+    with Brokers(tmp_path_factory.mktemp("kafka")) as brokers:
+        yield brokers
+
+
+@pytest.fixture
+def brokers(cluster: Brokers) -> Iterator[Brokers]:
+    """The three brokers, all of them running before and after the test."""
+    yield cluster
+    for index in range(3):
+        if cluster.running(index):
+            cluster.resume(index)
+    cluster.start()
+    cluster.wait_until_registered()
+
+
+@pytest.fixture
+def topic_options() -> list[str]:
+    """Options of `serve` for topics that no other test uses."""
+    number = next(_topic_numbers)
+    return ["--topic", f"chatting-{number}", "--connections-topic", f"user-connections-{number}"]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serve]:
+    """Starts server processes on free ports; they are ended after the test. Given brokers, the
+    servers of a test share its topics."""
+    servers: list[ServeProcess] = []
+
+    def start(
+        brokers: Brokers | None, *arguments: str, env: dict[str, str] | None = None
+    ) -> ServeProcess:
+        options = list(arguments)
+        if brokers is not None:
+            options += ["--brokers", brokers.bootstrap, *request.getfixturevalue("topic_options")]
+        server = ServeProcess.started(tmp_path / f"server-{len(servers)}", *options, env=env)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.close()
+
 
 _measurements: list[str] = []
 

@@ -1,5 +1,6 @@
 """What a process of ours holds, as Linux tells it."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,18 @@ def cpus(pid: int) -> set[int]:
         for task in Path("/proc", str(pid), "task").iterdir()
         for cpu in os.sched_getaffinity(int(task.name))
     }
+
+
+def children(pid: int, module: str = "chatsvc.") -> list[int]:
+    """The processes that one has started of a module and that run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = path.joinpath("stat").read_text().rsplit(")", 1)[1].split()
+            command = path.joinpath("cmdline").read_text()
+            if int(fields[1]) == pid and fields[0] != "Z" and module in command:
+                found.append(int(path.name))
+    return found
 
 
 def connections(address: str) -> int:

@@ -30,9 +30,11 @@ class ServeProcess:
             )
 
     @classmethod
-    def started(cls, directory: Path, *arguments: str) -> "ServeProcess":
+    def started(
+        cls, directory: Path, *arguments: str, env: dict[str, str] | None = None
+    ) -> "ServeProcess":
         """A server on free ports that is ready."""
-        process = cls(directory, "--port", "0", "--metrics-port", "0", *arguments)
+        process = cls(directory, "--port", "0", "--metrics-port", "0", *arguments, env=env)
         process.wait_ready()
         return process
 

@@ -34,26 +34,14 @@ LIMIT = 24
 WAIT = 30
 
 
-def children(pid: int, module: str = "chatsvc.") -> list[int]:
-    """The processes that one has started of a module and that run."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            fields = path.joinpath("stat").read_text().rsplit(")", 1)[1].split()
-            command = path.joinpath("cmdline").read_text()
-            if int(fields[1]) == pid and fields[0] != "Z" and module in command:
-                found.append(int(path.name))
-    return found
-
-
 def own_children() -> list[int]:
     """The processes of a supervisor in this process."""
     own = os.getpid()
-    return children(own, "chatsvc.worker") + children(own, "chatsvc.broker")
+    return resources.children(own, "chatsvc.worker") + resources.children(own, "chatsvc.broker")
 
 
 def workers(server: ServeProcess) -> list[int]:
-    return children(server.pid, "chatsvc.worker")
+    return resources.children(server.pid, "chatsvc.worker")
 
 
 def runs(pid: int) -> bool:
@@ -344,7 +332,7 @@ def test_workers_log_as_they_are_told(server: ServeProcess, open_streams: OpenSt
 def test_sigterm_stops_everything(serve: Serve) -> None:
     """Clients are told why, exit 0, the last line says so, no process is left."""
     server = serve("--workers", "2", "--log-level", "debug")
-    processes = children(server.pid)
+    processes = resources.children(server.pid)
     assert len(processes) == 3  # two workers and the broker
     stream = Stream(server.address)
     server.signal(signal.SIGTERM)
@@ -362,7 +350,7 @@ def test_sigterm_stops_everything(serve: Serve) -> None:
 def test_a_signal_to_each_process_stops_them_as_gently(serve: Serve) -> None:
     """As a service manager sends it: that the supervisor passes its own on does no harm."""
     server = serve("--workers", "2")
-    processes = children(server.pid)
+    processes = resources.children(server.pid)
     stream = Stream(server.address)
     for pid in (*processes, server.pid):
         os.kill(pid, signal.SIGTERM)
@@ -377,7 +365,7 @@ def test_a_signal_to_each_process_stops_them_as_gently(serve: Serve) -> None:
 def test_a_second_signal_kills_the_workers(serve: Serve) -> None:
     """Ctrl-C again while workers do not stop: 128 + 2 at once, no process is left."""
     server = serve("--workers", "2")
-    processes = children(server.pid)
+    processes = resources.children(server.pid)
     stuck = workers(server)
     for pid in stuck:
         os.kill(pid, signal.SIGSTOP)
@@ -407,7 +395,7 @@ def is_asked(pid: int) -> bool:
 def test_workers_do_not_outlive_a_killed_supervisor(serve: Serve) -> None:
     """They stop by themselves, gently, and then the broker does."""
     server = serve("--workers", "2")
-    processes = children(server.pid)
+    processes = resources.children(server.pid)
     stream = Stream(server.address)
     server.signal(signal.SIGKILL)
     assert server.wait() == -signal.SIGKILL
@@ -420,8 +408,8 @@ def test_workers_do_not_outlive_a_killed_supervisor(serve: Serve) -> None:
 def test_a_killed_broker_ends_it(serve: Serve) -> None:
     """Its messages are gone: the last line says so, exit 1, no process is left."""
     server = serve("--workers", "2")
-    processes = children(server.pid)
-    (broker,) = children(server.pid, "chatsvc.broker")
+    processes = resources.children(server.pid)
+    (broker,) = resources.children(server.pid, "chatsvc.broker")
     os.kill(broker, signal.SIGKILL)
     assert server.wait(WAIT) == 1
     assert server.stderr.splitlines()[-1] == (
@@ -509,7 +497,7 @@ def test_a_worker_that_does_not_stop_is_killed(supervise: Callable[..., Supervis
     supervisor = supervise(stop_timeout=1.0)
     assert supervisor.start() is not None
     processes = own_children()
-    os.kill(children(os.getpid(), "chatsvc.worker")[0], signal.SIGSTOP)
+    os.kill(resources.children(os.getpid(), "chatsvc.worker")[0], signal.SIGSTOP)
     supervisor.stop()
     assert none_runs(processes)
     supervisor.stop()
@@ -542,7 +530,7 @@ def test_asked_to_stop_while_it_starts(supervise: Callable[..., Supervisor]) -> 
     supervisor = supervise()
     asker = threading.Thread(
         target=lambda: (
-            eventually(lambda: children(os.getpid(), "chatsvc.worker")),
+            eventually(lambda: resources.children(os.getpid(), "chatsvc.worker")),
             supervisor.ask_to_stop(),
         )
     )

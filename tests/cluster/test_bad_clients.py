@@ -10,10 +10,9 @@ import pytest
 from chatsvc.pb import chat_pb2, chat_pb2_grpc
 
 import resources
-from .conftest import Serve
 from .test_scale import KAFKA_FILES, RPC_THREADS, crowd, talk, verdict
 from brokers import Brokers
-from conftest import Measured
+from conftest import Measured, Serve
 from waiting import eventually
 
 LISTENERS = 100

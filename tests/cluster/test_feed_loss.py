@@ -20,8 +20,8 @@ from chatsvc.client import ChatClient, Connected, Lost, Received
 from chatsvc.subscription import GOING_AWAY
 from chatsvc.topics import Topics
 
-from .conftest import Serve
 from brokers import Brokers
+from conftest import Serve
 from serving import ServeProcess
 from waiting import eventually
 

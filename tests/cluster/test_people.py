@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from .conftest import Serve
 from brokers import Brokers
+from conftest import Serve
 from terminal import Terminal
 
 SAID = {

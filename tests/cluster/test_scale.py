@@ -14,9 +14,8 @@ from chatsvc.client import ChatClient
 from chatsvc.config import Config
 
 import resources
-from .conftest import Serve
 from brokers import Brokers
-from conftest import Measured
+from conftest import Measured, Serve
 from waiting import eventually
 
 RPC_THREADS = Config().rpc_threads + 4

@@ -17,8 +17,8 @@ from chatsvc.client import ChatClient
 from chatsvc.errors import TopicFailed
 from chatsvc.topics import Topics
 
-from .conftest import Serve
 from brokers import Brokers
+from conftest import Serve
 from serving import ServeProcess
 from waiting import eventually
 
