@@ -16,6 +16,9 @@ from chatsvc.errors import ChatError, FeedLost, KafkaUnreachable, TopicReplaced
 _log = logging.getLogger(__name__)
 
 STUCK = "nothing was read for too long, though there is more"
+DENIED_SECONDS = 5.0
+"""So long Kafka has to say that the topic cannot be read: a broker that has just started may know
+less than it will."""
 AWAY_SECONDS = 10.0
 """So long no broker may answer before the server says that it does not serve."""
 
@@ -55,7 +58,8 @@ class FeedWatch:
     Kafka has.
 
     `positions` tells what the consumer has read. `look` asks Kafka for the topic's identity and the
-    ends of its partitions; it may block, and raises a ChatError if the topic cannot be read.
+    ends of its partitions; it may block, and raises KafkaUnreachable if there is no answer, another
+    ChatError if the answer is that the topic cannot be read.
     `on_state` is told FeedLost when the server cannot read on, None when it can
     again; `on_reach` whether a broker answers; `on_replaced` that the topic is another one, which
     is the last thing that is told.
@@ -70,6 +74,7 @@ class FeedWatch:
         *,
         timeout: float,
         interval: float,
+        denied_seconds: float = DENIED_SECONDS,
         on_state: Callable[[FeedLost | None], None],
         on_reach: Callable[[bool], None],
         on_replaced: Callable[[ChatError], None],
@@ -80,11 +85,13 @@ class FeedWatch:
         self._look = look
         self._state = FeedState(timeout)
         self._interval = interval
+        self._denied_seconds = denied_seconds
         self._on_state = on_state
         self._on_reach = on_reach
         self._on_replaced = on_replaced
         self._lost = False
         self._reached_at = 0.0
+        self._denied_at: float | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed-watch", daemon=True)
 
@@ -117,10 +124,10 @@ class FeedWatch:
             self._on_reach(time.monotonic() - self._reached_at < AWAY_SECONDS)
             return True
         except ChatError as error:
-            self._tell(FeedLost(str(error)))
+            self._deny(error, time.monotonic())
             return True
         now = time.monotonic()
-        self._reached_at = now
+        self._reached_at, self._denied_at = now, None
         self._on_reach(True)
         if found.identity != self._identity:
             if not self._closing.is_set():
@@ -131,6 +138,12 @@ class FeedWatch:
             FeedLost("nothing was read for too long, though there is more") if stuck else None
         )
         return True
+
+    def _deny(self, error: ChatError, now: float) -> None:
+        self._reached_at = now
+        self._denied_at = now if self._denied_at is None else self._denied_at
+        if now - self._denied_at >= self._denied_seconds:
+            self._tell(FeedLost(str(error)))
 
     def _tell(self, lost: FeedLost | None) -> None:
         if self._closing.is_set() or (lost is not None) == self._lost:

@@ -42,6 +42,8 @@ _NEVER_WRITTEN = frozenset(
 MAX_RECORDS = 20_000
 MAX_BYTES = 32 * 1024 * 1024
 """How much may wait for Kafka; more is refused."""
+KEEP_SECONDS = 120.0
+"""For so long a record is tried on whose outcome was told to be unknown."""
 MAX_RECORD_BYTES = 1_000_000
 """How large a record may be; brokers take 1 MiB, with what the protocol adds."""
 
@@ -75,7 +77,8 @@ class _Pending:
 class Producer:
     """An idempotent producer with acks=all and its poll thread.
 
-    `publish` may be called from any thread. `observe_ack` gets the seconds from `publish` to each
+    `publish` may be called from any thread. After `publish_timeout` seconds an outcome is told to be
+    unknown; the record is tried for another `keep_seconds`. `observe_ack` gets the seconds from `publish` to each
     ack, `count_error` the name of each error.
     """
 
@@ -85,13 +88,14 @@ class Producer:
         client_id: str,
         publish_timeout: float,
         *,
+        keep_seconds: float = KEEP_SECONDS,
         observe_ack: Callable[[float], None] = lambda seconds: None,
         count_error: Callable[[str], None] = lambda name: None,
     ) -> None:
         # The producer speaks for all clients of a server: they see the same brokers fail.
         errors = librdkafka.ErrorLog(logging.WARNING, self._on_fatal)
         self._settings = librdkafka.settings(brokers, client_id, errors)
-        self._settings |= _settings(publish_timeout)
+        self._settings |= _settings(publish_timeout + keep_seconds)
         self._publish_timeout = publish_timeout
         self._observe_ack = observe_ack
         self._count_error = count_error
@@ -99,7 +103,8 @@ class Producer:
         self._fatal = False
         self._closing = threading.Event()
         # Guards the records that wait for the next round, the rounds under way, how much is on its
-        # way in all, and the deadlines that are shorter than librdkafka's own.
+        # way in all, and by when outcomes are due: all in the order of `publish`, as they have the
+        # same time, and those that have less by themselves.
         self._lock = threading.Lock()
         self._waiting: list[_Pending] = []
         self._rounds = Rounds()
@@ -107,6 +112,7 @@ class Producer:
         self._bytes = 0
         # What librdkafka did not take; the producer's thread tells it.
         self._refused: deque[tuple[_Pending, KafkaError]] = deque()
+        self._due: deque[_Pending] = deque()
         self._deadlines: list[tuple[float, int, _Pending]] = []
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="producer", daemon=True)
@@ -139,6 +145,7 @@ class Producer:
                 self._records += 1
                 self._bytes += size
                 self._waiting.append(pending)
+                self._due.append(pending)
                 if timeout is not None and timeout < self._publish_timeout:
                     entry = (pending.produced_at + timeout, next(self._numbers), pending)
                     heapq.heappush(self._deadlines, entry)
@@ -266,6 +273,7 @@ class Producer:
         with self._lock:
             self._records -= 1
             self._bytes -= len(pending.key) + len(pending.value)
+            pending.key = pending.value = b""  # it may stay in `_due` for a while
             if pending.round is not None:
                 self._rounds.settle(pending.round)
         done = pending.take()
@@ -291,10 +299,18 @@ class Producer:
         while self._deadlines and self._deadlines[0][0] <= now:
             with self._lock:
                 _, _, pending = heapq.heappop(self._deadlines)
-            done = pending.take()
-            if done is not None:
-                self._count_error("deadline")
-                done(PublishFailed("not confirmed in time", maybe_written=True))
+            self._tell_overdue(pending)
+        long_ago = now - self._publish_timeout
+        while self._due and (self._due[0].done is None or self._due[0].produced_at <= long_ago):
+            self._tell_overdue(self._due.popleft())
+
+    def _tell_overdue(self, pending: _Pending) -> None:
+        """The record stays where it is: what was published after it may not be written before it,
+        and a sender that sends it again is found out by its id."""
+        done = pending.take()
+        if done is not None:
+            self._count_error("deadline")
+            done(PublishFailed("not confirmed in time", maybe_written=True))
 
     def _failure(self, error: KafkaError) -> ChatError:
         self._count_error(error.name())
@@ -319,12 +335,11 @@ class Producer:
         broken.flush(1)
 
 
-def _settings(publish_timeout: float) -> dict[str, Any]:
-    milliseconds = int(publish_timeout * 1_000)
+def _settings(delivery_timeout: float) -> dict[str, Any]:
     return {
         "enable.idempotence": True,
         "acks": "all",
-        "delivery.timeout.ms": milliseconds,
+        "delivery.timeout.ms": int(delivery_timeout * 1_000),
         "request.timeout.ms": 5_000,
         # As long as a round may take to be handed over, so that it is one request a partition.
         "linger.ms": 1,

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 REPLICATION = 3
 MIN_IN_SYNC = 2
 ASK_AGAIN_SECONDS = 0.1
+_DENIALS = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART})
 SHOWN_CONFIG = ("min.insync.replicas", "message.timestamp.type", "retention.ms", "cleanup.policy")
 
 
@@ -139,20 +140,24 @@ class Topics:
         return _identity(metadata, self._await_topic(topic))
 
     def state(self, topic: str) -> TopicState:
-        """What a topic is like now. Raises TopicFailed, also if it may not be read, or
-        KafkaUnreachable if nobody answers."""
+        """What a topic is like now. Raises TopicFailed if Kafka says that it is not there or may
+        not be read, and KafkaUnreachable for all else, which may pass."""
+        try:
+            return self._state(topic)
+        except TopicFailed as error:
+            if _code(error) in _DENIALS:
+                raise
+            raise KafkaUnreachable(self._brokers, error.cause) from error
+
+    def _state(self, topic: str) -> TopicState:
         metadata = self._metadata()
-        known = metadata.topics.get(topic)
-        if known is None:
-            raise TopicFailed(topic, "no such topic")
-        if known.error is not None:
-            raise TopicFailed(topic, librdkafka.cause(known.error))
         described = self._describe(topic, include_authorized_operations=True)
         operations = described.authorized_operations
         if operations and AclOperation.READ not in operations:
-            raise TopicFailed(topic, "not authorized to read it")
+            denied = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+            raise TopicFailed(topic, "not authorized to read it") from KafkaException(denied)
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # the library has no type
-        asked = {TopicPartition(topic, each): latest for each in known.partitions}
+        asked = {TopicPartition(topic, each.id): latest for each in described.partitions}
         found = self._client.list_offsets(asked, request_timeout=self._timeout)
         ends = {each.partition: self._wait(topic, found[each]).offset for each in found}
         return TopicState(_identity(metadata, described), ends)

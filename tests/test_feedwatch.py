@@ -48,6 +48,7 @@ class Scene:
             self.look,
             timeout=0.5,
             interval=0.01,
+            denied_seconds=0.1,
             on_state=lambda lost: self.states.append(None if lost is None else lost.cause),
             on_reach=self.reached.append,
             on_replaced=self.replaced.append,
@@ -78,12 +79,29 @@ def test_a_stuck_feed_is_lost_and_found() -> None:
     assert scene.states[1] is None
 
 
-def test_a_topic_that_is_gone_is_lost_at_once() -> None:
+def test_a_topic_that_is_gone_is_lost() -> None:
+    """It is told once."""
     with Scene() as scene:
         scene.answer = TopicFailed("chatting", "no such topic")
+        assert eventually(lambda: scene.states)
         looked = scene.looked
         assert eventually(lambda: scene.looked > looked + 3)
     assert scene.states == ["topic chatting: no such topic"]
+
+
+def test_a_broker_that_knows_no_better_for_a_moment_loses_nobody_his_server() -> None:
+    """One that has just started may not have heard of the topic."""
+    scene = Scene()
+    answers = [TopicFailed("chatting", "no such topic"), TopicState(b"t", {0: 0})]
+
+    def in_turn() -> TopicState:
+        scene.answer = answers[scene.looked % 2]
+        return Scene.look(scene)
+
+    scene.look = in_turn  # type: ignore[method-assign]
+    with scene:
+        assert eventually(lambda: scene.looked > 30)
+    assert not scene.states
 
 
 def test_brokers_that_are_away_lose_nobody_his_server() -> None:

@@ -138,14 +138,19 @@ def test_acks_are_measured(make_producer: MakeProducer) -> None:
 def test_a_broker_that_is_away_is_an_error(
     broker: EmbeddedBroker, make_producer: MakeProducer
 ) -> None:
-    """After the publish timeout the record is refused, and the error counted."""
+    """After the publish timeout its outcome is told to be unknown, and the error counted; the
+    record is tried on until that is of no more use."""
     errors: list[str] = []
-    producer = make_producer(0.5, count_error=errors.append)
+    producer = make_producer(0.5, keep_seconds=1.5, count_error=errors.append)
     broker.close()
     outcomes = publish(producer, 2)
     assert settled(outcomes)
-    assert all(isinstance(own[0], PublishFailed) for own in outcomes)
-    assert errors == ["_MSG_TIMED_OUT", "_MSG_TIMED_OUT"]
+    assert all(isinstance(own[0], PublishFailed) and own[0].maybe_written for own in outcomes)
+    assert errors == ["deadline", "deadline"]
+    assert len(producer) == 2
+    assert eventually(lambda: not len(producer))
+    assert errors[2:] == ["_MSG_TIMED_OUT", "_MSG_TIMED_OUT"]
+    assert all(len(own) == 1 for own in outcomes)
 
 
 def test_a_short_deadline_is_kept(broker: EmbeddedBroker, make_producer: MakeProducer) -> None:
@@ -178,7 +183,7 @@ def test_an_answer_at_the_deadline_is_the_only_one(
 ) -> None:
     """What librdkafka says later of the same record is not passed on."""
     errors: list[str] = []
-    producer = make_producer(0.5, count_error=errors.append)
+    producer = make_producer(0.5, keep_seconds=0.5, count_error=errors.append)
     broker.close()
     (outcome,) = publish(producer, 1, timeout=0.1)
     assert eventually(lambda: "_MSG_TIMED_OUT" in errors)

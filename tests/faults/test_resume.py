@@ -31,16 +31,16 @@ def test_a_new_server_has_what_was_missed_before_it_started(
     """None of it is in its memory, so all of it comes from Kafka: once each, in order."""
     with Chat(serve(brokers).address) as chat:
         _, _, cursor = caught_up(chat.subscribe())
-        chat.publish(0, 20_000)
+        chat.publish(0, 45_000)
     with Chat(serve(brokers).address) as chat:
         began = time.monotonic()
         stream = chat.subscribe(cursor)
         contents, gaps, _ = caught_up(stream)
         measured(f"20,000 missed messages in {time.monotonic() - began:.1f} s")
-        assert contents == list(range(20_000))
+        assert contents == list(range(45_000))
         assert not gaps
-        chat.publish(20_000, 20_001)
-        assert [each.content for each in next(stream).messages] == ["20000"]
+        chat.publish(45_000, 45_001)
+        assert [each.content for each in next(stream).messages] == ["45000"]
 
 
 @pytest.mark.kafka
