@@ -4,6 +4,7 @@ are the real ones; its senders, consumer and reader of the log are simulated."""
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from random import Random
+from types import ModuleType
 from typing import TypeVar
 
 from chatsvc.connection import ALL, Connection
@@ -11,6 +12,7 @@ from chatsvc.cursor import CursorFormat
 from chatsvc.errors import CloseReason
 from chatsvc.fanout import Fanout
 from chatsvc.feed import Feed, Position
+from chatsvc.frames import Batch
 from chatsvc.hub import Hub
 from chatsvc.replay import Chunk, Need
 from chatsvc.seats import Seats
@@ -28,7 +30,7 @@ IDENTITY = b"the topic"
 @dataclass(frozen=True)
 class Parts:
     """What servers are made of; a test of the simulation itself puts a faulty one among them.
-    `chunk` sees each chunk before it is handed out."""
+    `chunk` sees each chunk before it is handed out. Turns may end in `modules` too."""
 
     hub: type[Hub] = Hub
     tail: type[Tail] = Tail
@@ -36,6 +38,7 @@ class Parts:
     fanout: type[Fanout] = Fanout
     seats: type[Seats] = Seats
     chunk: Callable[[Chunk, Need], Chunk] = lambda chunk, need: chunk
+    modules: tuple[ModuleType, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -392,8 +395,7 @@ class Node:
     def check_memory(self) -> None:
         """Feeds and tail are within their limits, unless what they hold is one thing."""
         for feed in self.hub.feeds.values():
-            start = _first(feed.end.batches, lambda each: not _lost(feed, each))
-            batches, _ = feed.read(Position(start, 0, 0), ALL, ALL)
+            batches = _batches(feed)
             messages = sum(len(each.messages) for each in batches)
             size = sum(each.size for each in batches)
             assert len(batches) <= 1 or (
@@ -404,8 +406,11 @@ class Node:
         assert len(kept) <= 1 or size <= self.limits.tail_bytes, "the tail is too large"
 
 
-def _lost(feed: Feed[Connection], batches: int) -> bool:
-    return feed.has_overflowed(Position(batches, 0, 0))
+def _batches(feed: Feed[Connection]) -> list[Batch]:
+    """All that a feed has."""
+    end = feed.end.batches
+    start = _first(end, lambda each: not feed.has_overflowed(Position(each, 0, 0)))
+    return feed.read(Position(start, 0, 0), ALL, ALL)[0]
 
 
 def _kept(tail: Tail, partition: int, end: int) -> list[object]:

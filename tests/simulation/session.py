@@ -117,9 +117,13 @@ class Session:
         if reason is CloseReason.SLOW:
             assert not self.batched, "a subscription that reads was closed as slow"
             self._check_overflow()
-        elif any(self._topic.between(self.rooms, self._sent, self.owed)):
+        elif any(self._topic.between(self.rooms, self._begin(), self.owed)):
             assert self.batched, "a stream was ended before its outbox was empty"
             self._check_overflow()
+
+    def _begin(self) -> dict[int, int]:
+        """Where what is to be sent begins: of a new partition at the first record that is left."""
+        return {each: self._sent.get(each, 0) or start for each, start in self._topic.starts.items()}
 
     def cancel(self) -> None:
         self.is_over = True

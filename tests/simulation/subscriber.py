@@ -1,7 +1,7 @@
 """Subscriber: a simulated client, which knows at any moment what it was to be given so far."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from random import Random
 
 from chatsvc.connection import Connection
@@ -22,9 +22,7 @@ class Subscriber:
     given all of its rooms; it is checked frame by frame. A partition that is not there begins at
     its first record, some of which retention may have deleted without a word."""
 
-    def __init__(
-        self, user: str, rooms: frozenset[str], topic: Topic, *, batched: bool
-    ) -> None:
+    def __init__(self, user: str, rooms: frozenset[str], topic: Topic, *, batched: bool) -> None:
         self.user = user
         self.rooms = rooms
         self.batched = batched

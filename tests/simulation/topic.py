@@ -1,6 +1,6 @@
 """Topic: a log in memory, of which every offset is known for what it is."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from random import Random
 
 from chatsvc.entries import Entry, entry
@@ -8,7 +8,7 @@ from chatsvc.errors import InvalidRecord
 from chatsvc.model import ChatMessage, Record
 from chatsvc.records import encode_message
 
-ROOMS = ("", "tea", "coffee")
+ROOMS = ("", "tea", "coffee", "milk", "bread", "salt")
 NO_MESSAGES = (None, b"\xff", b"[]", b'{"id": "ann"}', b'{"id": "ann", "content": 7}')
 FIRST_MS = 1_700_000_000_000
 
@@ -18,8 +18,11 @@ class Topic:
     partition and offset. All that was ever appended is known, also what retention has deleted,
     which is what comes before `starts`."""
 
-    def __init__(self, chance: Random, partitions: int, sizes: tuple[int, ...]) -> None:
+    def __init__(
+        self, chance: Random, partitions: int, rooms: Sequence[str], sizes: Sequence[int]
+    ) -> None:
         self._chance = chance
+        self.rooms = rooms
         self._sizes = sizes
         self.starts: dict[int, int] = {}
         self.records: dict[int, list[Record]] = {}
@@ -64,7 +67,7 @@ class Topic:
             user=chance.choice(("ann", "bob")),
             content=f"{partition}/{offset}/".ljust(chance.choice(self._sizes), "x"),
             sent_at="",
-            room=chance.choice(ROOMS),
+            room=chance.choice(self.rooms),
             message_id=f"m{self._appended}",
         )
         return encode_message(message)[1]

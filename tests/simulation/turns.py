@@ -15,6 +15,11 @@ from typing import Any
 PATIENCE_SECONDS = 60.0
 """A turn that takes longer waits for a lock that a thread holds whose turn it is not."""
 
+HELD = 0.2
+"""How often a thread gets no turn for up to HELD_STEPS steps."""
+HELD_STEPS = 80
+HASTE = 200
+
 
 class Over(BaseException):
     """Raised in a thread that is to do no more, as if its process had been killed."""
@@ -60,7 +65,10 @@ class Turns:
         self._tasks: list[Task] = []
         self.current: Task | None = None
         self.hasty = False
-        """Whether turns last as long as they can."""
+        """Whether a turn goes on where it might end, up to HASTE times."""
+        self._haste = 0
+        self.moment = 0
+        """How many steps there have been; the test counts them."""
         self.given = 0
 
     def start(self, name: str, run: Callable[[], None]) -> Task:
@@ -73,6 +81,7 @@ class Turns:
     def give(self, task: Task) -> None:
         """Gives a thread a turn and returns after it. Raises what it has raised."""
         self.given += 1
+        self._haste = HASTE
         self.current = task
         task.turn.release()
         if not self._own_turn.acquire(timeout=PATIENCE_SECONDS):
@@ -86,13 +95,23 @@ class Turns:
         """Ends the turn of the thread that calls it; the next one makes sense once `until` is
         true. Does nothing in the test's own thread."""
         task = self.current
-        if task is None or (self.hasty and until()):
+        if task is None:
             return
-        task.ready = until
+        if self.hasty and self._haste > 0 and until():
+            self._haste -= 1
+            return
+        task.ready = self._much_later() if until is always else until
         self._own_turn.release()
         task.turn.acquire()
         if task.is_over:
             raise Over
+
+    def _much_later(self) -> Callable[[], bool]:
+        """Now and then a thread is left where it is for long enough that much happens."""
+        if self._chance.random() > HELD:
+            return always
+        moment = self.moment + self._chance.randint(1, HELD_STEPS)
+        return lambda: self.hasty or self.moment >= moment
 
     def end(self, tasks: Collection[Task]) -> None:
         """Ends threads where they are."""
