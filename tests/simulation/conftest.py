@@ -7,7 +7,7 @@ import pytest
 
 from simulation.world import SEEDS
 
-USUAL = "0-29"
+USUAL = "0-24"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -182,7 +182,7 @@ FAULTS: Sequence[Fault] = (
 
 def planted(fault: Fault) -> Parts:
     """Servers with a fault."""
-    parts = Parts(modules=(sys.modules[__name__],))
+    parts = Parts(suspects=(sys.modules[__name__],))
     if not isinstance(fault, type):
         return replace(parts, chunk=fault)
     for name, part in (("tail", Tail), ("hub", Hub), ("cursors", CursorFormat), ("seats", Seats)):

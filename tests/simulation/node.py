@@ -30,7 +30,7 @@ IDENTITY = b"the topic"
 @dataclass(frozen=True)
 class Parts:
     """What servers are made of; a test of the simulation itself puts a faulty one among them.
-    `chunk` sees each chunk before it is handed out. Turns may end in `modules` too."""
+    `chunk` sees each chunk before it is handed out. Turns often end in `suspects`."""
 
     hub: type[Hub] = Hub
     tail: type[Tail] = Tail
@@ -38,7 +38,7 @@ class Parts:
     fanout: type[Fanout] = Fanout
     seats: type[Seats] = Seats
     chunk: Callable[[Chunk, Need], Chunk] = lambda chunk, need: chunk
-    modules: tuple[ModuleType, ...] = ()
+    suspects: tuple[ModuleType, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,18 @@ class Pool:
             self._turns.pause()
         return False
 
-    def staff(self) -> None:
-        """Sees to it that a sender is free."""
-        if not any(each.ready == self._has_work for each in self.tasks):
+    def runnable(self) -> list[Task]:
+        """The senders that are in a drain and may go on, and one that is free if there is work."""
+        free = [each for each in self.tasks if each.ready == self._has_work]
+        busy = [each for each in self.tasks if each not in free and each.ready()]
+        if not self.queue:
+            return busy
+        if not free:
             task = self._turns.start(f"{self._name}-sender-{len(self.tasks)}", self._run)
             task.ready = self._has_work
             self.tasks.append(task)
+            free = [task]
+        return [*busy, free[0]]
 
     def _has_work(self) -> bool:
         return bool(self.queue)
@@ -139,7 +145,7 @@ class Pool:
     def beat(self, item: Drainable, task: Task) -> float:
         assert self.drained_by.get(item) is task, "a connection is drained twice at once"
         self.since[task] = self._clock.look()
-        if self._chance.random() < 0.3:
+        if self._chance.random() < 0.15:
             self._turns.pause()
         return self.since[task]
 
@@ -314,6 +320,11 @@ class Node:
     def tasks(self) -> list[Task]:
         """All threads of this server."""
         return [self.consumer, *self.pool.tasks]
+
+    def runnable(self) -> list[Task]:
+        """Those that have something to do."""
+        senders = self.pool.runnable()
+        return [self.consumer, *senders] if self.consumer.ready() else senders
 
     def is_behind(self) -> bool:
         """Whether there is something to read."""

@@ -82,7 +82,7 @@ class Session:
     def send(self, frame: bytes) -> None:
         """A stream's send; when it blocks, the client has not read, or it is somebody else's
         turn."""
-        if self._chance.random() < 0.5:
+        if self._chance.random() < 0.3:
             self._turns.pause()
         if len(self.buffer) >= self.window:
             self._turns.pause(self._may_return)
@@ -95,7 +95,7 @@ class Session:
             partition, offset = place(message)
             self._sent = {**self._sent, partition: offset + 1}
             self.buffer.append(Frame(message, {}, {}))
-        if self._chance.random() < 0.2:
+        if self._chance.random() < 0.1:
             self._turns.pause()
 
     def _may_return(self) -> bool:
@@ -123,7 +123,9 @@ class Session:
 
     def _begin(self) -> dict[int, int]:
         """Where what is to be sent begins: of a new partition at the first record that is left."""
-        return {each: self._sent.get(each, 0) or start for each, start in self._topic.starts.items()}
+        return {
+            each: self._sent.get(each, 0) or start for each, start in self._topic.starts.items()
+        }
 
     def cancel(self) -> None:
         self.is_over = True

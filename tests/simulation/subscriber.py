@@ -147,9 +147,10 @@ class Subscriber:
         assert at <= end <= topic.ends[partition], f"a cursor from {at} to {end}"
         expected += self._offsets(partition, at, end)
         if not self.at.get(partition, 0):
-            lost = len(expected) - len(given)
-            assert all(each < topic.starts[partition] for each in expected[:lost])
-            expected = expected[max(lost, 0) :]
+            lost = max(len(expected) - len(given), 0)
+            left = [each for each in expected[:lost] if each >= topic.starts[partition]]
+            assert not left, f"partition {partition}: {left} of its first records were not given"
+            expected = expected[lost:]
         assert given == expected, (
             f"partition {partition}: given {given} instead of {expected}, at {at}, to {end}"
         )

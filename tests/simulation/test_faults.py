@@ -6,12 +6,12 @@ from conftest import Measured
 from simulation.faults import FAULTS, Fault, planted
 from simulation.world import World, Wrong
 
-SEEDS = range(30)
+SEEDS = range(100)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_planted_fault_is_found(fault: Fault, measured: Measured) -> None:
-    """Among the seeds that are usually tried there is one that finds it."""
+    """Mostly among the first; faults of a moment, that nothing but a rare order shows, take more."""
     for seed in SEEDS:
         try:
             World(seed, planted(fault)).run()

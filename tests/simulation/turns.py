@@ -15,10 +15,15 @@ from typing import Any
 PATIENCE_SECONDS = 60.0
 """A turn that takes longer waits for a lock that a thread holds whose turn it is not."""
 
-HELD = 0.2
-"""How often a thread gets no turn for up to HELD_STEPS steps."""
-HELD_STEPS = 80
+NEVER = (0.0,)
+ODDS = (0.0, 0.01, 0.1)
+"""How likely a turn ends before a line of some function; each function has one of these."""
+SUSPECTED = (0.3,)
+HELD = 0.3
+"""How often a thread is then left where it is, for up to HELD_STEPS steps."""
+HELD_STEPS = 60
 HASTE = 200
+"""How often a turn that is to be long goes on where it might end."""
 
 
 class Over(BaseException):
@@ -50,16 +55,18 @@ def always() -> bool:
 class Turns:
     """The threads, and whose turn it is: `current`, None for the test's own.
 
-    With `lines` a thread's turn may also end between any two lines of `modules`, after `lines` of
-    them on average, but in functions that take a lock: these run as a whole.
+    A turn may also end between any two lines of `modules`, with some functions often, with others
+    seldom or never, as the seed has it; in `suspects` it does so often. But not in functions that take a lock, which run as a whole.
     """
 
-    def __init__(self, chance: Random, lines: int, modules: Collection[ModuleType]) -> None:
+    def __init__(
+        self, chance: Random, modules: Collection[ModuleType], suspects: Collection[ModuleType]
+    ) -> None:
         self._chance = chance
-        self._lines = lines
-        self._files = {each.__file__ for each in modules}
-        self._traced: dict[CodeType, bool] = {}
-        self._left = 1
+        self._files = {each.__file__: ODDS for each in modules}
+        self._files |= {each.__file__: SUSPECTED for each in suspects}
+        # How likely it is that a turn ends before a line of a function.
+        self._odds: dict[CodeType, float] = {}
         self._own_turn = threading.Lock()  # likewise, the test's
         self._own_turn.acquire()
         self._tasks: list[Task] = []
@@ -100,14 +107,14 @@ class Turns:
         if self.hasty and self._haste > 0 and until():
             self._haste -= 1
             return
-        task.ready = self._much_later() if until is always else until
+        task.ready = until
         self._own_turn.release()
         task.turn.acquire()
         if task.is_over:
             raise Over
 
-    def _much_later(self) -> Callable[[], bool]:
-        """Now and then a thread is left where it is for long enough that much happens."""
+    def _sooner_or_later(self) -> Callable[[], bool]:
+        """Now and then long enough that much happens meanwhile."""
         if self._chance.random() > HELD:
             return always
         moment = self.moment + self._chance.randint(1, HELD_STEPS)
@@ -130,7 +137,7 @@ class Turns:
         task.turn.acquire()
         try:
             if not task.is_over:
-                if self._lines:
+                if self._files:
                     sys.settrace(self._trace_call)
                 run()
         except Over:
@@ -144,17 +151,16 @@ class Turns:
 
     def _trace_call(self, frame: FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
-        traced = self._traced.get(code)
-        if traced is None:
-            # Where a lock is taken, a pause might keep it from all others.
-            traced = code.co_filename in self._files and "_lock" not in code.co_names
-            self._traced[code] = traced
-        return self._trace_line if traced else None
+        odds = self._odds.get(code)
+        if odds is None:
+            # Where a lock is taken, a pause might keep it from all others; so it might in a
+            # comprehension, which is a function of its own to Python 3.11.
+            whole = "_lock" in code.co_names or not code.co_name.isidentifier()
+            odds = self._chance.choice(self._files.get(code.co_filename, NEVER))
+            odds = self._odds[code] = 0.0 if whole else odds
+        return self._trace_line if odds else None
 
     def _trace_line(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line":
-            self._left -= 1
-            if self._left <= 0:
-                self._left = self._chance.randint(1, 2 * self._lines)
-                self.pause()
+        if event == "line" and self._chance.random() < self._odds[frame.f_code]:
+            self.pause(self._sooner_or_later())
         return self._trace_line
