@@ -5,15 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from simulation.world import SEEDS
-
-USUAL = "0-24"
+from simulation import seeds
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
-        first, _, last = os.environ.get(SEEDS, USUAL).partition("-")
-        metafunc.parametrize("seed", range(int(first), int(last or first) + 1))
+        metafunc.parametrize("seed", seeds.chosen())
 
 
 @pytest.fixture(autouse=True)

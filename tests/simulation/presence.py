@@ -10,6 +10,8 @@ from chatsvc.model import ConnectionEvent, Heartbeat
 from chatsvc.presence import Presence
 from chatsvc.registrar import BrokerClock
 
+from simulation.seeds import SEEDS
+
 TIMEOUT = 15.0
 INTERVAL = 5.0
 LOOK_BACK = 45.0
@@ -120,6 +122,11 @@ class Announcer:
             self.presence.apply(record, appended_at)
         return True
 
+    def follow(self, log: Log) -> None:
+        """Reads another log from its beginning."""
+        self._log = log
+        self._read = [0] * PARTITIONS
+
     def expire(self, now: float) -> None:
         """Drops who is silent."""
         self.presence.expire(self._clock.at(now))
@@ -143,6 +150,7 @@ class Gossip:
         for _ in range(3):
             for _ in range(STEPS):
                 self._step()
+            self._compare()
             self._quiet()
 
     def _step(self) -> None:
@@ -193,6 +201,23 @@ class Gossip:
         self._now += 1.0
         self._begin(server_id)
 
+    def _compare(self) -> None:
+        """Tables of the same records are the same, whatever was read first."""
+        one, other = self._table(), self._table()
+        assert one == other, self._report(f"one takes {one} for what another takes for {other}")
+
+    def _table(self) -> dict[str, dict[str, int]]:
+        """What one makes of all that was ever written who drops nobody."""
+        reader = Announcer("reader", Log(), self._now, self._chance, self._presence)
+        reader.follow(self._log)
+        while reader.read(self._now):
+            pass
+        return reader.presence.servers()
+
+    def _report(self, problem: str) -> str:
+        again = f"{SEEDS}={self._seed} python -m pytest tests/simulation -k agree"
+        return f"{problem}\nAgain: {again}"
+
     def _quiet(self) -> None:
         """No user comes or goes; all is written and read, and who is silent is dropped."""
         for _ in range(int(3 * TIMEOUT / INTERVAL)):
@@ -207,10 +232,7 @@ class Gossip:
         }
         for server_id, server in self._servers.items():
             found = server.presence.servers()
-            assert found == truth, (
-                f"seed {self._seed}: {server_id} takes {found} for {truth}\n"
-                f"Again: SIMULATION_SEEDS={self._seed} python -m pytest tests/simulation"
-            )
+            assert found == truth, self._report(f"{server_id} takes {found} for {truth}")
 
     def _read_all(self) -> None:
         behind = list(self._servers.values())

@@ -11,7 +11,7 @@ SEEDS = range(100)
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_planted_fault_is_found(fault: Fault, measured: Measured) -> None:
-    """Mostly among the first; faults of a moment, that nothing but a rare order shows, take more."""
+    """Mostly by the first seed or two; what only a rare order of steps shows takes more."""
     for seed in SEEDS:
         try:
             World(seed, planted(fault)).run()

@@ -22,7 +22,7 @@ SUSPECTED = (0.3,)
 HELD = 0.3
 """How often a thread is then left where it is, for up to HELD_STEPS steps."""
 HELD_STEPS = 60
-HASTE = 200
+HASTE = 50
 """How often a turn that is to be long goes on where it might end."""
 
 
@@ -56,7 +56,8 @@ class Turns:
     """The threads, and whose turn it is: `current`, None for the test's own.
 
     A turn may also end between any two lines of `modules`, with some functions often, with others
-    seldom or never, as the seed has it; in `suspects` it does so often. But not in functions that take a lock, which run as a whole.
+    seldom or never, as the seed has it; in `suspects` it does so often. But functions that take a
+    lock run as a whole.
     """
 
     def __init__(

@@ -10,19 +10,18 @@ from chatsvc import connection, fanout, hub
 from chatsvc.hub import THE_LOBBY
 
 from simulation.node import Clock, Limits, Node, Parts
+from simulation.seeds import SEEDS
 from simulation.subscriber import Subscriber
 from simulation.topic import ROOMS, Topic
 from simulation.turns import Turns
 
-SEEDS = "SIMULATION_SEEDS"
-"""The environment's variable that names other seeds than usual: one, or the first and the last."""
 REAL = Parts()
 STORMS = 12
 STEPS = 400
 LULL = 100
 """So many of the last steps bring no more records: who is forgotten then, nothing wakes."""
 MAX_RECORDS = 2_000
-SETTLED_AFTER = 3_000
+SETTLED_AFTER = 1_500
 """Rounds after which what is still busy is never going to rest."""
 
 
@@ -109,7 +108,7 @@ class World:
         steps = "\n  ".join(self.history)
         return (
             f"{type(error).__name__}: {error}\nafter {self.steps} steps, the last of which were\n"
-            f"  {steps}\nAgain: {SEEDS}={self._seed} python -m pytest tests/simulation"
+            f"  {steps}\nAgain: {SEEDS}={self._seed} python -m pytest tests/simulation -k misses"
         )
 
     def _subscribe(self) -> None:
