@@ -6,7 +6,7 @@ from conftest import Measured
 from simulation.faults import FAULTS, Fault, planted
 from simulation.world import World, Wrong
 
-SEEDS = range(100)
+SEEDS = range(150)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

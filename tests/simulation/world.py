@@ -77,9 +77,9 @@ class World:
             self._learn: 1,
             self._watch: 0.5,
             self._wait: 0.1,
-            self._stop: 0.1,
+            self._stop: 0.5,
             self._kill: 0.05,
-            self._start: 2,
+            self._start: 3,
         }
         return list(usual), list(itertools.accumulate(usual.values()))
 
