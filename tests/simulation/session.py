@@ -11,7 +11,7 @@ from chatsvc.errors import CloseReason
 from chatsvc.pb import chat_pb2
 
 from simulation.topic import Topic
-from simulation.turns import Turns
+from simulation.turns import Task, Turns
 
 SEND_TIMEOUT = 10.0
 
@@ -50,6 +50,7 @@ class Session:
         self.window = chance.randint(1, 3)
         self.buffer: deque[Frame] = deque()
         self._live: Callable[[], Mapping[int, int]] = dict
+        self._sender: Callable[[], Task | None] = lambda: None
         self.is_over = False
         self.ended: CloseReason | None = None
         self.timed_out = False
@@ -59,8 +60,15 @@ class Session:
         self.catching_up = batched
         self._level: Mapping[int, int] = {}
 
-    def start(self, begin: Mapping[int, int], live: Callable[[], Mapping[int, int]]) -> None:
-        """It begins at these positions; `live` tells what the server has broadcast."""
+    def start(
+        self,
+        begin: Mapping[int, int],
+        live: Callable[[], Mapping[int, int]],
+        sender: Callable[[], Task | None],
+    ) -> None:
+        """It begins at these positions; `live` tells what the server has broadcast, `sender` who
+        drains the connection."""
+        self._sender = sender
         self._sent = begin
         self._live = live
 
@@ -86,6 +94,7 @@ class Session:
             self._turns.pause()
         if len(self.buffer) >= self.window:
             self._turns.pause(self._may_return)
+        assert self._sender() is self._turns.current, "a connection is drained twice at once"
         if self.is_over or self.ended is not None:
             return
         if self.batched:
@@ -97,6 +106,7 @@ class Session:
             self.buffer.append(Frame(message, {}, {}))
         if self._chance.random() < 0.1:
             self._turns.pause()
+            assert self._sender() is self._turns.current, "a connection is drained twice at once"
 
     def _may_return(self) -> bool:
         return self.is_over or self.ended is not None or len(self.buffer) < self.window

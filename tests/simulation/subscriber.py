@@ -62,7 +62,7 @@ class Subscriber:
         node.sessions[connection] = session
         if not self.cursor:
             self.at = dict(node.hub.live())
-        session.start(dict(self.at), node.hub.live)
+        session.start(dict(self.at), node.hub.live, lambda: node.pool.drained_by.get(connection))
         self.node, self.session, self.connection = node, session, connection
         self.is_active = False
         return True

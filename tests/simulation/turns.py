@@ -15,7 +15,6 @@ from typing import Any
 PATIENCE_SECONDS = 60.0
 """A turn that takes longer waits for a lock that a thread holds whose turn it is not."""
 
-NEVER = (0.0,)
 ODDS = (0.0, 0.01, 0.1)
 """How likely a turn ends before a line of some function; each function has one of these."""
 SUSPECTED = (0.3,)
@@ -24,6 +23,9 @@ HELD = 0.3
 HELD_STEPS = 60
 HASTE = 50
 """How often a turn that is to be long goes on where it might end."""
+
+CALLS = 1_000_000
+"""More calls than any turn has that comes to an end."""
 
 
 class Over(BaseException):
@@ -75,6 +77,7 @@ class Turns:
         self.hasty = False
         """Whether a turn goes on where it might end, up to HASTE times."""
         self._haste = 0
+        self._calls = 0
         self.moment = 0
         """How many steps there have been; the test counts them."""
         self.given = 0
@@ -90,6 +93,7 @@ class Turns:
         """Gives a thread a turn and returns after it. Raises what it has raised."""
         self.given += 1
         self._haste = HASTE
+        self._calls = 0
         self.current = task
         task.turn.release()
         if not self._own_turn.acquire(timeout=PATIENCE_SECONDS):
@@ -138,8 +142,7 @@ class Turns:
         task.turn.acquire()
         try:
             if not task.is_over:
-                if self._files:
-                    sys.settrace(self._trace_call)
+                sys.settrace(self._trace_call)
                 run()
         except Over:
             pass
@@ -151,15 +154,24 @@ class Turns:
             self._own_turn.release()
 
     def _trace_call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        self._calls += 1
+        if self._calls > CALLS:
+            raise AssertionError("a turn does not end")
         code = frame.f_code
         odds = self._odds.get(code)
         if odds is None:
-            # Where a lock is taken, a pause might keep it from all others; so it might in a
-            # comprehension, which is a function of its own to Python 3.11.
-            whole = "_lock" in code.co_names or not code.co_name.isidentifier()
-            odds = self._chance.choice(self._files.get(code.co_filename, NEVER))
-            odds = self._odds[code] = 0.0 if whole else odds
+            odds = self._odds[code] = self._choose(code)
         return self._trace_line if odds else None
+
+    def _choose(self, code: CodeType) -> float:
+        """How likely a turn ends before a line of this function."""
+        # Nothing is drawn for others: which of them are called depends on what is cached.
+        if code.co_filename not in self._files:
+            return 0.0
+        # Where a lock is taken, a pause might keep it from all others; so it might in a
+        # comprehension, which is a function of its own to Python 3.11.
+        whole = "_lock" in code.co_names or not code.co_name.isidentifier()
+        return 0.0 if whole else self._chance.choice(self._files[code.co_filename])
 
     def _trace_line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line" and self._chance.random() < self._odds[frame.f_code]:
