@@ -77,9 +77,9 @@ class _Pending:
 class Producer:
     """An idempotent producer with acks=all and its poll thread.
 
-    `publish` may be called from any thread. After `publish_timeout` seconds an outcome is told to be
-    unknown; the record is tried for another `keep_seconds`. `observe_ack` gets the seconds from `publish` to each
-    ack, `count_error` the name of each error.
+    `publish` may be called from any thread. After `publish_timeout` seconds an outcome is told to
+    be unknown; the record is tried for another `keep_seconds`. `observe_ack` gets the seconds from
+    `publish` to each ack, `count_error` the name of each error.
     """
 
     def __init__(

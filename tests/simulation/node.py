@@ -4,18 +4,22 @@ are the real ones; its senders, consumer and reader of the log are simulated."""
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from random import Random
+from types import ModuleType
 from typing import TypeVar
 
 from chatsvc.connection import ALL, Connection
 from chatsvc.cursor import CursorFormat
+from chatsvc.duplicates import Duplicates
 from chatsvc.errors import CloseReason
 from chatsvc.fanout import Fanout
 from chatsvc.feed import Feed, Position
+from chatsvc.frames import Batch
 from chatsvc.hub import Hub
 from chatsvc.replay import Chunk, Need
 from chatsvc.seats import Seats
 from chatsvc.senders import STUCK_SECONDS, Drainable
 from chatsvc.tail import OVERHEAD_BYTES, NotInTail, Tail
+
 from simulation.session import SEND_TIMEOUT, Session
 from simulation.topic import Topic
 from simulation.turns import Task, Turns
@@ -27,7 +31,7 @@ IDENTITY = b"the topic"
 @dataclass(frozen=True)
 class Parts:
     """What servers are made of; a test of the simulation itself puts a faulty one among them.
-    `chunk` sees each chunk before it is handed out."""
+    `chunk` sees each chunk before it is handed out. Turns often end in `suspects`."""
 
     hub: type[Hub] = Hub
     tail: type[Tail] = Tail
@@ -35,6 +39,7 @@ class Parts:
     fanout: type[Fanout] = Fanout
     seats: type[Seats] = Seats
     chunk: Callable[[Chunk, Need], Chunk] = lambda chunk, need: chunk
+    suspects: tuple[ModuleType, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Limits:
     outbox_bytes: int
     tail_bytes: int
     chunk_records: int
+    step_records: int
     read_records: int
     patience: int
     """How many turns a fan-out waits at most for senders that are behind."""
@@ -104,12 +110,18 @@ class Pool:
             self._turns.pause()
         return False
 
-    def staff(self) -> None:
-        """Sees to it that a sender is free."""
-        if not any(each.ready == self._has_work for each in self.tasks):
+    def runnable(self) -> list[Task]:
+        """The senders that are in a drain and may go on, and one that is free if there is work."""
+        free = [each for each in self.tasks if each.ready == self._has_work]
+        busy = [each for each in self.tasks if each not in free and each.ready()]
+        if not self.queue:
+            return busy
+        if not free:
             task = self._turns.start(f"{self._name}-sender-{len(self.tasks)}", self._run)
             task.ready = self._has_work
             self.tasks.append(task)
+            free = [task]
+        return [*busy, free[0]]
 
     def _has_work(self) -> bool:
         return bool(self.queue)
@@ -135,7 +147,7 @@ class Pool:
     def beat(self, item: Drainable, task: Task) -> float:
         assert self.drained_by.get(item) is task, "a connection is drained twice at once"
         self.since[task] = self._clock.look()
-        if self._chance.random() < 0.3:
+        if self._chance.random() < 0.15:
             self._turns.pause()
         return self.since[task]
 
@@ -240,6 +252,11 @@ class WatchedHub(Hub):
                     self._sessions[item].catches_up(self.live())
         return super().level(feed)
 
+    def interrupt(self, positions: Mapping[int, int]) -> None:
+        for session in self._sessions.values():
+            session.interrupted()
+        super().interrupt(positions)
+
 
 class Node:
     """One server: `read` is of each partition the offset that its consumer reads next."""
@@ -277,6 +294,7 @@ class Node:
             outbox_messages=limits.outbox_messages,
             outbox_bytes=limits.outbox_bytes,
             send_timeout=SEND_TIMEOUT,
+            step_records=limits.step_records,
             on_change=self._count_user,
             on_leave=lambda reason, undelivered: self.left.append(reason),
         )
@@ -284,8 +302,10 @@ class Node:
         self.fanout = parts.fanout(
             self.hub,
             self.tail,
+            Duplicates(),
             count_received=lambda messages: turns.pause(),
             count_invalid=lambda reason: None,
+            count_duplicate=lambda: None,
             observe_latency=self._pause_now_and_then,
         )
         self.read = {
@@ -297,9 +317,18 @@ class Node:
         # Connections whose streams are over, of which the hub has not been told.
         self.over: list[Connection] = []
         self.stopping = False
+        self._read_back()
         self.fanout.on_positions(self.read)
         self.consumer = turns.start(f"{name}-consumer", self._consume)
         self.consumer.ready = self.is_behind
+
+    def _read_back(self) -> None:
+        """Takes in what is before the place where it begins, as a server does before it serves."""
+        self.fanout.on_positions(dict.fromkeys(self.read, 0))
+        for partition, end in self.read.items():
+            records = self.topic.records[partition][:end]
+            tail_from = self._chance.choice((0, max(0, end - 3), end))
+            self.fanout.fill(partition, records, end, tail_from)
 
     def _count_user(self, user: str, count: int) -> None:
         self.users[user] = count
@@ -312,6 +341,11 @@ class Node:
     def tasks(self) -> list[Task]:
         """All threads of this server."""
         return [self.consumer, *self.pool.tasks]
+
+    def runnable(self) -> list[Task]:
+        """Those that have something to do."""
+        senders = self.pool.runnable()
+        return [self.consumer, *senders] if self.consumer.ready() else senders
 
     def is_behind(self) -> bool:
         """Whether there is something to read."""
@@ -393,8 +427,7 @@ class Node:
     def check_memory(self) -> None:
         """Feeds and tail are within their limits, unless what they hold is one thing."""
         for feed in self.hub.feeds.values():
-            start = _first(feed.end.batches, lambda each: not _lost(feed, each))
-            batches, _ = feed.read(Position(start, 0, 0), ALL, ALL)
+            batches = _batches(feed)
             messages = sum(len(each.messages) for each in batches)
             size = sum(each.size for each in batches)
             assert len(batches) <= 1 or (
@@ -405,8 +438,11 @@ class Node:
         assert len(kept) <= 1 or size <= self.limits.tail_bytes, "the tail is too large"
 
 
-def _lost(feed: Feed[Connection], batches: int) -> bool:
-    return feed.has_overflowed(Position(batches, 0, 0))
+def _batches(feed: Feed[Connection]) -> list[Batch]:
+    """All that a feed has."""
+    end = feed.end.batches
+    start = _first(end, lambda each: not feed.has_overflowed(Position(each, 0, 0)))
+    return feed.read(Position(start, 0, 0), ALL, ALL)[0]
 
 
 def _kept(tail: Tail, partition: int, end: int) -> list[object]:

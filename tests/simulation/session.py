@@ -9,8 +9,9 @@ from typing import NamedTuple
 from chatsvc.cursor import CursorFormat
 from chatsvc.errors import CloseReason
 from chatsvc.pb import chat_pb2
+
 from simulation.topic import Topic
-from simulation.turns import Turns
+from simulation.turns import Task, Turns
 
 SEND_TIMEOUT = 10.0
 
@@ -49,6 +50,7 @@ class Session:
         self.window = chance.randint(1, 3)
         self.buffer: deque[Frame] = deque()
         self._live: Callable[[], Mapping[int, int]] = dict
+        self._sender: Callable[[], Task | None] = lambda: None
         self.is_over = False
         self.ended: CloseReason | None = None
         self.timed_out = False
@@ -56,19 +58,32 @@ class Session:
         """What had been broadcast when the server began to stop."""
         self._sent: Mapping[int, int] = {}
         self.catching_up = batched
+        self._interrupted = False
         self._level: Mapping[int, int] = {}
 
-    def start(self, begin: Mapping[int, int], live: Callable[[], Mapping[int, int]]) -> None:
-        """It begins at these positions; `live` tells what the server has broadcast."""
+    def start(
+        self,
+        begin: Mapping[int, int],
+        live: Callable[[], Mapping[int, int]],
+        sender: Callable[[], Task | None],
+    ) -> None:
+        """It begins at these positions; `live` tells what the server has broadcast, `sender` who
+        drains the connection."""
+        self._sender = sender
         self._sent = begin
         self._live = live
 
     def catches_up(self, live: Mapping[int, int]) -> None:
         """The connection takes a step of a replay towards where the server is now."""
-        if not (self.catching_up or self.is_over):
+        if not (self.catching_up or self.is_over or self._interrupted):
             self._check_overflow()
+        self._interrupted = False
         self.catching_up = self.batched
         self._level = live
+
+    def interrupted(self) -> None:
+        """Something is lost on the way to its server: it catches up, or is closed if it cannot."""
+        self._interrupted = True
 
     def _check_overflow(self) -> None:
         """More than an outbox may hold has been broadcast and not sent."""
@@ -81,10 +96,11 @@ class Session:
     def send(self, frame: bytes) -> None:
         """A stream's send; when it blocks, the client has not read, or it is somebody else's
         turn."""
-        if self._chance.random() < 0.5:
+        if self._chance.random() < 0.3:
             self._turns.pause()
         if len(self.buffer) >= self.window:
             self._turns.pause(self._may_return)
+        assert self._sender() is self._turns.current, "a connection is drained twice at once"
         if self.is_over or self.ended is not None:
             return
         if self.batched:
@@ -94,8 +110,9 @@ class Session:
             partition, offset = place(message)
             self._sent = {**self._sent, partition: offset + 1}
             self.buffer.append(Frame(message, {}, {}))
-        if self._chance.random() < 0.2:
+        if self._chance.random() < 0.1:
             self._turns.pause()
+            assert self._sender() is self._turns.current, "a connection is drained twice at once"
 
     def _may_return(self) -> bool:
         return self.is_over or self.ended is not None or len(self.buffer) < self.window
@@ -111,14 +128,20 @@ class Session:
     def end(self, reason: CloseReason) -> None:
         assert self.ended is None, "a stream was ended twice"
         self.ended = reason
-        if self.is_over or self.timed_out or self.catching_up:
+        if self.is_over or self.timed_out or self.catching_up or self._interrupted:
             return
         if reason is CloseReason.SLOW:
             assert not self.batched, "a subscription that reads was closed as slow"
             self._check_overflow()
-        elif any(self._topic.between(self.rooms, self._sent, self.owed)):
+        elif any(self._topic.between(self.rooms, self._begin(), self.owed)):
             assert self.batched, "a stream was ended before its outbox was empty"
             self._check_overflow()
+
+    def _begin(self) -> dict[int, int]:
+        """Where what is to be sent begins: of a new partition at the first record that is left."""
+        return {
+            each: self._sent.get(each, 0) or start for each, start in self._topic.starts.items()
+        }
 
     def cancel(self) -> None:
         self.is_over = True

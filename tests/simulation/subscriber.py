@@ -8,6 +8,7 @@ from chatsvc.connection import Connection
 from chatsvc.cursor import CursorFormat
 from chatsvc.errors import ServerFull, ServerStopping
 from chatsvc.pb import chat_pb2
+
 from simulation.node import IDENTITY, Node
 from simulation.session import Frame, Session, place
 from simulation.topic import Topic
@@ -61,7 +62,7 @@ class Subscriber:
         node.sessions[connection] = session
         if not self.cursor:
             self.at = dict(node.hub.live())
-        session.start(dict(self.at), node.hub.live)
+        session.start(dict(self.at), node.hub.live, lambda: node.pool.drained_by.get(connection))
         self.node, self.session, self.connection = node, session, connection
         self.is_active = False
         return True
@@ -146,9 +147,10 @@ class Subscriber:
         assert at <= end <= topic.ends[partition], f"a cursor from {at} to {end}"
         expected += self._offsets(partition, at, end)
         if not self.at.get(partition, 0):
-            lost = len(expected) - len(given)
-            assert all(each < topic.starts[partition] for each in expected[:lost])
-            expected = expected[max(lost, 0) :]
+            lost = max(len(expected) - len(given), 0)
+            left = [each for each in expected[:lost] if each >= topic.starts[partition]]
+            assert not left, f"partition {partition}: {left} of its first records were not given"
+            expected = expected[lost:]
         assert given == expected, (
             f"partition {partition}: given {given} instead of {expected}, at {at}, to {end}"
         )

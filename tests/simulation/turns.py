@@ -15,6 +15,18 @@ from typing import Any
 PATIENCE_SECONDS = 60.0
 """A turn that takes longer waits for a lock that a thread holds whose turn it is not."""
 
+ODDS = (0.0, 0.01, 0.1)
+"""How likely a turn ends before a line of some function; each function has one of these."""
+SUSPECTED = (0.3,)
+HELD = 0.3
+"""How often a thread is then left where it is, for up to HELD_STEPS steps."""
+HELD_STEPS = 60
+HASTE = 50
+"""How often a turn that is to be long goes on where it might end."""
+
+CALLS = 1_000_000
+"""More calls than any turn has that comes to an end."""
+
 
 class Over(BaseException):
     """Raised in a thread that is to do no more, as if its process had been killed."""
@@ -45,22 +57,29 @@ def always() -> bool:
 class Turns:
     """The threads, and whose turn it is: `current`, None for the test's own.
 
-    With `lines` a thread's turn may also end between any two lines of `modules`, after `lines` of
-    them on average, but in functions that take a lock: these run as a whole.
+    A turn may also end between any two lines of `modules`, with some functions often, with others
+    seldom or never, as the seed has it; in `suspects` it does so often. But functions that take a
+    lock run as a whole.
     """
 
-    def __init__(self, chance: Random, lines: int, modules: Collection[ModuleType]) -> None:
+    def __init__(
+        self, chance: Random, modules: Collection[ModuleType], suspects: Collection[ModuleType]
+    ) -> None:
         self._chance = chance
-        self._lines = lines
-        self._files = {each.__file__ for each in modules}
-        self._traced: dict[CodeType, bool] = {}
-        self._left = 1
+        self._files = {each.__file__: ODDS for each in modules}
+        self._files |= {each.__file__: SUSPECTED for each in suspects}
+        # How likely it is that a turn ends before a line of a function.
+        self._odds: dict[CodeType, float] = {}
         self._own_turn = threading.Lock()  # likewise, the test's
         self._own_turn.acquire()
         self._tasks: list[Task] = []
         self.current: Task | None = None
         self.hasty = False
-        """Whether turns last as long as they can."""
+        """Whether a turn goes on where it might end, up to HASTE times."""
+        self._haste = 0
+        self._calls = 0
+        self.moment = 0
+        """How many steps there have been; the test counts them."""
         self.given = 0
 
     def start(self, name: str, run: Callable[[], None]) -> Task:
@@ -73,6 +92,8 @@ class Turns:
     def give(self, task: Task) -> None:
         """Gives a thread a turn and returns after it. Raises what it has raised."""
         self.given += 1
+        self._haste = HASTE
+        self._calls = 0
         self.current = task
         task.turn.release()
         if not self._own_turn.acquire(timeout=PATIENCE_SECONDS):
@@ -86,13 +107,23 @@ class Turns:
         """Ends the turn of the thread that calls it; the next one makes sense once `until` is
         true. Does nothing in the test's own thread."""
         task = self.current
-        if task is None or (self.hasty and until()):
+        if task is None:
+            return
+        if self.hasty and self._haste > 0 and until():
+            self._haste -= 1
             return
         task.ready = until
         self._own_turn.release()
         task.turn.acquire()
         if task.is_over:
             raise Over
+
+    def _sooner_or_later(self) -> Callable[[], bool]:
+        """Now and then long enough that much happens meanwhile."""
+        if self._chance.random() > HELD:
+            return always
+        moment = self.moment + self._chance.randint(1, HELD_STEPS)
+        return lambda: self.hasty or self.moment >= moment
 
     def end(self, tasks: Collection[Task]) -> None:
         """Ends threads where they are."""
@@ -111,8 +142,7 @@ class Turns:
         task.turn.acquire()
         try:
             if not task.is_over:
-                if self._lines:
-                    sys.settrace(self._trace_call)
+                sys.settrace(self._trace_call)
                 run()
         except Over:
             pass
@@ -124,18 +154,26 @@ class Turns:
             self._own_turn.release()
 
     def _trace_call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        self._calls += 1
+        if self._calls > CALLS:
+            raise AssertionError("a turn does not end")
         code = frame.f_code
-        traced = self._traced.get(code)
-        if traced is None:
-            # Where a lock is taken, a pause might keep it from all others.
-            traced = code.co_filename in self._files and "_lock" not in code.co_names
-            self._traced[code] = traced
-        return self._trace_line if traced else None
+        odds = self._odds.get(code)
+        if odds is None:
+            odds = self._odds[code] = self._choose(code)
+        return self._trace_line if odds else None
+
+    def _choose(self, code: CodeType) -> float:
+        """How likely a turn ends before a line of this function."""
+        # Nothing is drawn for others: which of them are called depends on what is cached.
+        if code.co_filename not in self._files:
+            return 0.0
+        # Where a lock is taken, a pause might keep it from all others; so it might in a
+        # comprehension, which is a function of its own to Python 3.11.
+        whole = "_lock" in code.co_names or not code.co_name.isidentifier()
+        return 0.0 if whole else self._chance.choice(self._files[code.co_filename])
 
     def _trace_line(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line":
-            self._left -= 1
-            if self._left <= 0:
-                self._left = self._chance.randint(1, 2 * self._lines)
-                self.pause()
+        if event == "line" and self._chance.random() < self._odds[frame.f_code]:
+            self.pause(self._sooner_or_later())
         return self._trace_line
