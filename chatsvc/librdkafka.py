@@ -79,6 +79,7 @@ def settings(brokers: tuple[str, ...], client_id: str, errors: ErrorLog) -> dict
         "reconnect.backoff.ms": 100,
         "reconnect.backoff.max.ms": 2_000,
         "retry.backoff.ms": 100,
+        "retry.backoff.max.ms": 250,
         "enable.metrics.push": False,
         "log_level": 2,
         "logger": log,

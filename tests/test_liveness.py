@@ -270,3 +270,67 @@ def test_health_tells_whether_to_come(site: Site) -> None:
         watched.append(next(call).status)
     status = health_pb2.HealthCheckResponse
     assert watched == [status.SERVING, status.NOT_SERVING]
+
+
+class Proxy(chat_pb2_grpc.ChatServicer):
+    """A proxy as nginx is one: its connections on both sides are its own, so it answers gRPC's
+    pings by itself. Once it is cut, it forwards nothing any more, and nobody is told."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._cut = threading.Event()
+        self._over = threading.Event()
+
+    def cut(self) -> None:
+        self._cut.set()
+
+    def end(self) -> None:
+        self._over.set()
+
+    def Subscribe(  # noqa: N802
+        self, requests: Iterator[chat_pb2.SubscribeRequest], context: grpc.ServicerContext
+    ) -> Iterator[chat_pb2.Delivery]:
+        call = self._backend.Subscribe(self._until_cut(requests))
+        context.send_initial_metadata(tuple(call.initial_metadata()))
+        for delivery in call:
+            if self._cut.is_set():
+                break
+            yield delivery
+        self._over.wait(WAIT)
+
+    def _until_cut(
+        self, requests: Iterator[chat_pb2.SubscribeRequest]
+    ) -> Iterator[chat_pb2.SubscribeRequest]:
+        for request in requests:
+            if self._cut.is_set():
+                break
+            yield request
+        self._over.wait(WAIT)  # its connection to the server stands
+
+
+def test_who_vanishes_behind_a_proxy_is_noticed(
+    start_server: StartServer, chat_of: Any, host: Any
+) -> None:
+    """By the server, which frees the stream, and by the client, which comes back another way:
+    though to both the proxy is there all the time."""
+    server, listening = start_server(stream_heartbeat=BEAT)
+    good = f"127.0.0.1:{listening.port}"
+    proxy = Proxy(chat_of(good))
+    try:
+        with ChatClient("ann", [host(proxy), good]) as ann:
+            ann.connect()
+            assert ann.receive(8 * BEAT) is None  # heartbeats pass in both directions
+            assert len(server._hub) == 1
+            proxy.cut()
+            lost = ann.receive(WAIT)
+            assert isinstance(lost, Lost)
+            assert lost.cause == SILENT
+            assert isinstance(ann.receive(WAIT), Connected)
+            gone = {"reason": "gone"}
+            registry = server.metrics.registry
+            assert eventually(
+                lambda: registry.get_sample_value("chatsvc_disconnects_total", gone) == 1
+            )
+            assert len(server._hub) == 1
+    finally:
+        proxy.end()
