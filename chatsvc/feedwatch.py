@@ -41,16 +41,30 @@ class FeedState:
         # Of each partition that is behind, where it stands and since when.
         self._behind: dict[int, tuple[int, float]] = {}
 
-    def stuck(self, positions: Mapping[int, int], ends: Mapping[int, int], now: float) -> bool:
-        """Given where the consumer is and where the log ended a moment before, whether some
-        partition has not moved for the timeout though there is more."""
+        # Up to where a partition has no record that could have been read.
+        self._empty: dict[int, int] = {}
+
+    def stuck(
+        self, positions: Mapping[int, int], ends: Mapping[int, int], now: float
+    ) -> list[tuple[int, int, int]]:
+        """Given where the consumer is and where the log ended a moment before, the partitions that
+        have not moved for the timeout though there seems to be more, each with both offsets."""
+        found = []
         for partition, end in ends.items():
             position = positions.get(partition, 0)
-            if position >= end:
+            if max(position, self._empty.get(partition, 0)) >= end:
                 self._behind.pop(partition, None)
-            elif self._behind.get(partition, (-1, 0.0))[0] != position:
+                continue
+            if self._behind.get(partition, (-1, 0.0))[0] != position:
                 self._behind[partition] = (position, now)
-        return any(now - since >= self._timeout for _, since in self._behind.values())
+            if now - self._behind[partition][1] >= self._timeout:
+                found.append((partition, position, end))
+        return found
+
+    def note_empty(self, partition: int, end: int) -> None:
+        """There is nothing to be read before an offset: the markers of a transaction, for
+        instance, are no records."""
+        self._empty[partition] = end
 
 
 class FeedWatch:
@@ -59,10 +73,13 @@ class FeedWatch:
 
     `positions` tells what the consumer has read. `look` asks Kafka for the topic's identity and the
     ends of its partitions; it may block, and raises KafkaUnreachable if there is no answer, another
-    ChatError if the answer is that the topic cannot be read.
-    `on_state` is told FeedLost when the server cannot read on, None when it can
-    again; `on_reach` whether a broker answers; `on_replaced` that the topic is another one, which
-    is the last thing that is told.
+    ChatError if the answer is that the topic cannot be read. `has_records` reads a partition
+    between two offsets and returns whether something is there, None if it cannot tell; it may
+    block.
+
+    `on_state` is told FeedLost when the server cannot read on, None when it can again; `on_reach`
+    whether a broker answers; `on_replaced` that the topic is another one, which is the last thing
+    that is told.
     """
 
     def __init__(
@@ -71,6 +88,7 @@ class FeedWatch:
         identity: bytes,
         topic: str,
         look: Callable[[], State],
+        has_records: Callable[[int, int, int], bool | None],
         *,
         timeout: float,
         interval: float,
@@ -83,6 +101,7 @@ class FeedWatch:
         self._identity = identity
         self._topic = topic
         self._look = look
+        self._has_records = has_records
         self._state = FeedState(timeout)
         self._interval = interval
         self._denied_seconds = denied_seconds
@@ -134,10 +153,15 @@ class FeedWatch:
                 self._on_replaced(TopicReplaced(self._topic))
             return False
         stuck = self._state.stuck(self._positions(), found.ends, now)
-        self._tell(
-            FeedLost("nothing was read for too long, though there is more") if stuck else None
-        )
+        self._tell(None if all(self._is_empty(*each) for each in stuck) else FeedLost(STUCK))
         return True
+
+    def _is_empty(self, partition: int, start: int, end: int) -> bool:
+        """Whether there is nothing that the consumer could have read; as before if nobody knows."""
+        has_records = self._has_records(partition, start, end)
+        if has_records is False:
+            self._state.note_empty(partition, end)
+        return not self._lost if has_records is None else not has_records
 
     def _deny(self, error: ChatError, now: float) -> None:
         self._reached_at = now

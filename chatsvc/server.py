@@ -92,7 +92,7 @@ class Server:
         self._seats = seats or Seats(config.max_connections)
         self._embedded = embedded
         self._on_failure = on_failure
-        self._health = Health()
+        self.health = Health()
         self.metrics = Metrics(registry or CollectorRegistry())
         self.presence = Presence(config.server_id, config.server_timeout)
         self._feed_lost = False
@@ -123,7 +123,7 @@ class Server:
         self._start_threads()
         chat = self._start_reading(brokers, producer)
         listening_port = self._listen(producer)
-        self._health.set_serving(True)
+        self.health.set_serving(True)
         if config.brokers:
             self._watch_feed(chat, identity)
         return Listening(listening_port, metrics_url, brokers, not config.brokers, warnings)
@@ -319,15 +319,24 @@ class Server:
     def _watch_feed(self, chat: TopicConsumer, identity: bytes) -> None:
         config = self._config
         admin = Topics(config.brokers, config.server_id, LOOK_SECONDS)
+        client = LogClient(config.brokers, config.server_id, config.topic, 1)
+        self._running.callback(client.close)
+
+        def has_records(partition: int, start: int, end: int) -> bool | None:
+            stretch = client.read(partition, start, end)
+            client.rest()
+            return None if stretch is None else bool(stretch.records)
+
         watch = FeedWatch(
             chat.positions,
             identity,
             config.topic,
             lambda: admin.state(config.topic),
+            has_records,
             timeout=config.feed_timeout,
             interval=config.partitions_interval,
             on_state=self._set_feed,
-            on_reach=lambda reached: self._health.set_serving(reached and not self._feed_lost),
+            on_reach=lambda reached: self.health.set_serving(reached and not self._feed_lost),
             on_replaced=self._on_failure,
         )
         self._running.callback(watch.close)
@@ -336,7 +345,7 @@ class Server:
     def _set_feed(self, lost: FeedLost | None) -> None:
         """Sends clients elsewhere while messages cannot be read, and takes them in again."""
         self._feed_lost = lost is not None
-        self._health.set_serving(lost is None)
+        self.health.set_serving(lost is None)
         self._hub.refuse(lost)
         if lost is not None:
             self._hub.send_away(SPREAD_SECONDS, CloseReason.MOVED)
@@ -382,7 +391,7 @@ class Server:
             max_publish_streams=config.max_publish_streams,
         )
         server.add_generic_rpc_handlers(servicer.handlers())
-        self._health.add_to(server)
+        self.health.add_to(server)
         address = f"[{config.host}]" if ":" in config.host else config.host
         try:
             port: int = server.add_insecure_port(f"{address}:{config.port}")
@@ -423,7 +432,7 @@ class Server:
 
     def _send_clients_elsewhere(self) -> None:
         """Asks clients to go, and serves those that are still here meanwhile."""
-        self._health.leave()
+        self.health.leave()
         self._hub.refuse(ServerStopping())
         spread = 0.3 * self._config.stop_timeout
         spread = self._hub.send_away(spread, CloseReason.SHUTDOWN)

@@ -14,7 +14,7 @@ def test_a_position_that_does_not_move_is_stuck_after_the_timeout() -> None:
     state = FeedState(30.0)
     assert not state.stuck({0: 5, 1: 9}, {0: 9, 1: 9}, 100.0)
     assert not state.stuck({0: 5, 1: 9}, {0: 12, 1: 9}, 129.0)
-    assert state.stuck({0: 5, 1: 9}, {0: 12, 1: 9}, 130.0)
+    assert state.stuck({0: 5, 1: 9}, {0: 12, 1: 9}, 130.0) == [(0, 5, 12)]
     assert not state.stuck({0: 6, 1: 9}, {0: 12, 1: 9}, 131.0)
 
 
@@ -29,7 +29,18 @@ def test_a_partition_that_is_not_read_at_all_is_stuck() -> None:
     """New ones are to be found in time."""
     state = FeedState(30.0)
     assert not state.stuck({0: 1}, {0: 1, 1: 3}, 0.0)
-    assert state.stuck({0: 1}, {0: 1, 1: 3}, 31.0)
+    assert state.stuck({0: 1}, {0: 1, 1: 3}, 31.0) == [(1, 0, 3)]
+
+
+def test_what_is_no_record_is_not_waited_for() -> None:
+    """What comes behind it is."""
+    state = FeedState(30.0)
+    assert not state.stuck({0: 5}, {0: 6}, 0.0)
+    assert state.stuck({0: 5}, {0: 6}, 31.0)
+    state.note_empty(0, 6)
+    assert not state.stuck({0: 5}, {0: 6}, 99.0)
+    assert not state.stuck({0: 5}, {0: 7}, 100.0)
+    assert state.stuck({0: 5}, {0: 7}, 130.0)
 
 
 class Scene:
@@ -37,6 +48,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.answer: TopicState | ChatError = TopicState(b"t", {0: 0})
+        self.records: bool | None = True
         self.states: list[str | None] = []
         self.reached: list[bool] = []
         self.replaced: list[ChatError] = []
@@ -46,6 +58,7 @@ class Scene:
             b"t",
             "chatting",
             self.look,
+            lambda partition, start, end: self.records,
             timeout=0.5,
             interval=0.01,
             denied_seconds=0.1,
@@ -77,6 +90,17 @@ def test_a_stuck_feed_is_lost_and_found() -> None:
         assert eventually(lambda: len(scene.states) == 2)
     assert scene.states[0] is not None
     assert scene.states[1] is None
+
+
+def test_a_feed_that_ends_with_no_record_is_not_lost() -> None:
+    """Nor one of which nobody can tell."""
+    for records in (False, None):
+        with Scene() as scene:
+            scene.records = records
+            scene.answer = TopicState(b"t", {0: 5})
+            looked = scene.looked
+            assert eventually(lambda at=looked: scene.looked > at + 80)
+        assert not scene.states
 
 
 def test_a_topic_that_is_gone_is_lost() -> None:

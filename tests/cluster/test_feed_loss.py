@@ -5,6 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import (
     AclBinding,
     AclBindingFilter,
@@ -17,11 +18,13 @@ from confluent_kafka.admin import (
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatsvc.client import ChatClient, Connected, Lost, Received
+from chatsvc.model import ChatMessage
+from chatsvc.records import encode_message
 from chatsvc.subscription import GOING_AWAY
 from chatsvc.topics import Topics
 
 from brokers import Brokers
-from conftest import Serve
+from conftest import Serve, StartServer
 from serving import ServeProcess
 from waiting import eventually
 
@@ -117,3 +120,34 @@ def test_a_topic_that_is_made_anew_ends_the_server(
     )
     assert server.stderr.splitlines()[-1] == expected
     assert "Traceback" not in server.stderr
+
+
+@pytest.mark.kafka
+def test_the_marker_of_a_transaction_is_no_message(
+    brokers: Brokers, start_server: StartServer, topic_options: list[str]
+) -> None:
+    """A partition that ends with one has no more to read: the server keeps its clients, for longer
+    than it may stand still where there is more."""
+    server, listening = start_server(
+        brokers=tuple(brokers.addresses),
+        topic=topic_options[1],
+        connections_topic=topic_options[3],
+        feed_timeout=0.5,
+        partitions_interval=0.2,
+    )
+    address = f"127.0.0.1:{listening.port}"
+    producer = Producer({"bootstrap.servers": brokers.bootstrap, "transactional.id": "writer"})
+    producer.init_transactions(WAIT)
+    producer.begin_transaction()
+    value = encode_message(ChatMessage("tool", "written in a transaction", ""))[1]
+    producer.produce(topic_options[1], value, key=b"tool")
+    with ChatClient("ann", [address]) as ann:
+        ann.connect()
+        producer.commit_transaction(WAIT)
+        received = ann.receive(WAIT)
+        assert isinstance(received, Received)
+        assert received.content == "written in a transaction"
+        assert ann.receive(4) is None
+        ann.send("still here", timeout=WAIT)
+        assert isinstance(ann.receive(WAIT), Received)
+    assert server.health.is_serving
