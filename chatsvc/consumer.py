@@ -12,6 +12,7 @@ from chatsvc import librdkafka
 from chatsvc.errors import TopicFailed
 from chatsvc.logclient import record
 from chatsvc.model import Record
+from chatsvc.periodic import Periodic
 
 _log = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ class TopicConsumer:
             self._report_lag(partition, max(0, high - position))
 
 
-class PartitionWatch:
+class PartitionWatch(Periodic):
     """The thread that looks for new partitions of the consumers' topics every `interval`
     seconds. Asking takes a round trip, or a timeout while brokers are away; the consumers' own
     threads read meanwhile.
@@ -244,26 +245,13 @@ class PartitionWatch:
         count_partitions: Callable[[str, float], int],
         interval: float,
     ) -> None:
+        super().__init__("partition-watch", interval, self._look)
         self._consumers = consumers
         self._count_partitions = count_partitions
-        self._interval = interval
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="partition-watch", daemon=True)
 
-    def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Ends the thread and waits for it: at most a listing's timeout. Idempotent."""
-        self._closing.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._closing.wait(self._interval):
-            for consumer in self._consumers:
-                consumer.expect_partitions(self._count_partitions(consumer.topic, 1.0))
+    def _look(self) -> None:
+        for consumer in self._consumers:
+            consumer.expect_partitions(self._count_partitions(consumer.topic, 1.0))
 
 
 def _settings(client_id: str, topic: str) -> dict[str, object]:

@@ -6,12 +6,12 @@ elsewhere.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from chatsvc.errors import ChatError, FeedLost, KafkaUnreachable, TopicReplaced
+from chatsvc.periodic import Periodic
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class FeedState:
         self._empty[partition] = end
 
 
-class FeedWatch:
+class FeedWatch(Periodic):
     """The thread that compares, every `interval` seconds, what the consumer has read with what
     Kafka has.
 
@@ -97,13 +97,13 @@ class FeedWatch:
         on_reach: Callable[[bool], None],
         on_replaced: Callable[[ChatError], None],
     ) -> None:
+        super().__init__("feed-watch", interval, self._compare)
         self._positions = positions
         self._identity = identity
         self._topic = topic
         self._look = look
         self._has_records = has_records
         self._state = FeedState(timeout)
-        self._interval = interval
         self._denied_seconds = denied_seconds
         self._on_state = on_state
         self._on_reach = on_reach
@@ -111,50 +111,31 @@ class FeedWatch:
         self._lost = False
         self._reached_at = 0.0
         self._denied_at: float | None = None
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="feed-watch", daemon=True)
 
     def start(self) -> None:
         """Starts the thread."""
         self._reached_at = time.monotonic()
-        self._thread.start()
+        super().start()
 
-    def close(self) -> None:
-        """Ends the thread and waits for it: at most as long as `look` takes. Idempotent; also
-        before `start`."""
-        self._closing.set()
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._closing.wait(self._interval):
-            try:
-                if not self._compare():
-                    return
-            except Exception:
-                # A comparison that fails must not be the last.
-                _log.exception("watching topic %s failed", self._topic)
-
-    def _compare(self) -> bool:
-        """Returns False if there is no more use."""
+    def _compare(self) -> None:
         try:
             found = self._look()
         except KafkaUnreachable:
             self._on_reach(time.monotonic() - self._reached_at < AWAY_SECONDS)
-            return True
+            return
         except ChatError as error:
             self._deny(error, time.monotonic())
-            return True
+            return
         now = time.monotonic()
         self._reached_at, self._denied_at = now, None
         self._on_reach(True)
         if found.identity != self._identity:
-            if not self._closing.is_set():
+            if not self.is_ending:
                 self._on_replaced(TopicReplaced(self._topic))
-            return False
+            self.end()
+            return
         stuck = self._state.stuck(self._positions(), found.ends, now)
         self._tell(None if all(self._is_empty(*each) for each in stuck) else FeedLost(STUCK))
-        return True
 
     def _is_empty(self, partition: int, start: int, end: int) -> bool:
         """Whether there is nothing that the consumer could have read; as before if nobody knows."""
@@ -170,7 +151,7 @@ class FeedWatch:
             self._tell(FeedLost(str(error)))
 
     def _tell(self, lost: FeedLost | None) -> None:
-        if self._closing.is_set() or (lost is not None) == self._lost:
+        if self.is_ending or (lost is not None) == self._lost:
             return
         if lost is not None:
             _log.error("Topic %s cannot be read on: %s", self._topic, lost.cause)

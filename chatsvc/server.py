@@ -30,12 +30,12 @@ from chatsvc.errors import (
 from chatsvc.fanout import Fanout
 from chatsvc.feedwatch import FeedWatch
 from chatsvc.health import Health
-from chatsvc.heartbeats import Heartbeats
 from chatsvc.hub import Hub
 from chatsvc.listening import Listening
 from chatsvc.logclient import LogClient
 from chatsvc.memory import MemoryTrim
 from chatsvc.metrics import Metrics, MetricsPort
+from chatsvc.periodic import Periodic
 from chatsvc.presence import Presence
 from chatsvc.producer import Producer
 from chatsvc.reader import LogReader
@@ -230,7 +230,11 @@ class Server:
         for pool in (self._slow_senders, self._replay_senders, self._senders, self._replies):
             self._running.callback(self._close_pool, pool)
             pool.start()
-        heartbeats = Heartbeats(self._hub.beat, self._config.stream_heartbeat / BEATS)
+        heartbeats = Periodic(
+            "heartbeats",
+            self._config.stream_heartbeat / BEATS,
+            lambda: self._hub.beat(time.monotonic()),
+        )
         self._running.callback(heartbeats.close)
         heartbeats.start()
 

@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those of earlier rows, and its row's neighbours that stand before it.
 LAYERS = (
-    ("errors", "model", "metadata", "varint", "listening", "logs", "process"),
+    ("errors", "model", "metadata", "varint", "listening", "logs", "process", "periodic"),
     ("rules", "config", "records", "frames", "cursor", "entries", "presence"),
     ("tail", "replay", "history", "archive", "duplicates"),
-    ("feed", "watchdog", "memory", "senders", "connection", "seats", "heartbeats"),
+    ("feed", "watchdog", "memory", "senders", "connection", "seats"),
     ("hub", "fanout", "registrar", "publishing", "feedwatch"),
     ("librdkafka", "rounds", "producer", "logclient", "consumer", "reader", "backfill"),
     ("topics", "embedded"),
