@@ -4,9 +4,13 @@ Source: "GRPC Health Checking Protocol", doc/health-checking.md of gRPC.
 """
 
 import threading
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from chatsvc.errors import ConnectionFailed
+from chatsvc.link import cause
 
 SERVICES = ("", "chat.Broadcast", "chat.Chat")
 """Each has the same status; the first is the server as a whole."""
@@ -50,3 +54,15 @@ class Health:
         status = health_pb2.HealthCheckResponse
         for service in SERVICES:
             self._servicer.set(service, status.SERVING if self._serving else status.NOT_SERVING)
+
+
+def ask(server: str, timeout: float) -> str:
+    """What the server at `host:port` says of itself, as gRPC's protocol has it: `SERVING` if
+    clients should come. Blocks for at most `timeout` seconds. Raises ConnectionFailed."""
+    with grpc.insecure_channel(server) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            raise ConnectionFailed(cause(error), (server,)) from error
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

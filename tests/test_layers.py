@@ -17,7 +17,7 @@ LAYERS = (
     ("hub", "fanout", "registrar", "publishing", "feedwatch"),
     ("librdkafka", "rounds", "producer", "logclient", "consumer", "reader", "backfill"),
     ("topics", "embedded"),
-    ("metrics", "health", "requests", "servicer", "link", "pages", "subscription", "publisher"),
+    ("metrics", "requests", "servicer", "link", "health", "pages", "subscription", "publisher"),
     ("client",),
     ("server",),
     ("parent", "worker", "broker"),
