@@ -150,10 +150,10 @@ class Producer:
                     entry = (pending.produced_at + timeout, next(self._numbers), pending)
                     heapq.heappush(self._deadlines, entry)
             batch = self._next_round()
+        self._hand_over(client, batch)
         if full:
             self._count_error("_QUEUE_FULL")
             raise ServerBusy
-        self._hand_over(client, batch)
 
     def _next_round(self) -> list[_Pending]:
         """What waits, as a new round, if it is time for one. Called under the lock."""

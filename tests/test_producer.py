@@ -1,6 +1,7 @@
 """The producer over librdkafka's own in-process broker."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -305,6 +306,26 @@ def test_a_full_queue_refuses(broker: EmbeddedBroker, make_producer: MakeProduce
     producer.give_up()
     assert settled(outcomes)
     assert not refused
+
+
+def test_who_is_refused_takes_no_other_with_him(
+    broker: EmbeddedBroker, make_producer: MakeProducer
+) -> None:
+    """Also when it is time for a round just then: those that wait for it are handed over."""
+    producer = make_producer(1.0, keep_seconds=1.0)
+    broker.close()
+    outcomes = publish(producer, 20_000)
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        with pytest.raises(ServerBusy):
+            producer.publish(TOPIC, b"bob", b"one more", refusing)
+    assert settled(outcomes)
+    assert eventually(lambda: not len(producer), 60)
+
+
+def refusing(outcome: Acked | ChatError) -> None:
+    """Is called for no record that was refused."""
+    raise AssertionError
 
 
 def test_rounds_keep_the_order(make_producer: MakeProducer) -> None:

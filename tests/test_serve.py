@@ -172,7 +172,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     configs: list[Config] = []
 
     class Recorder:
-        def __init__(self, config: Config) -> None:
+        def __init__(self, config: Config, **_: object) -> None:
             configs.append(config)
             raise KafkaUnreachable(("recorder",), "that is enough")
 
