@@ -509,22 +509,23 @@ def test_who_comes_between_a_read_and_its_broadcast_misses_nothing(make_hub: Mak
     hub = make_hub()
     stream = RecordingStream()
 
-    def come(latency: float) -> None:
+    def come(reason: str) -> None:
         hub.activate(hub.add("ann", stream, rooms=frozenset(("tea",)), batched=True))
+        assert eventually(lambda: deliveries(stream) == [([], {0: 0})])
 
     fanout = Fanout(
         hub,
         hub.tail,
         Duplicates(),
         count_received=lambda messages: None,
-        count_invalid=lambda reason: None,
+        count_invalid=come,
         count_duplicate=lambda: None,
-        observe_latency=come,
+        observe_latency=lambda seconds: None,
     )
     fanout.on_positions({0: 0})
     value = encode_message(ChatMessage("bob", "hi", "", "tea"))[1]
-    fanout.on_records([Record(0, 0, value, 0, True)])
-    assert eventually(lambda: deliveries(stream)[-1:] == [(["hi"], {0: 1})])
+    fanout.on_records([Record(0, 0, value, 0, True), Record(0, 1, None, 0, True)])
+    assert eventually(lambda: deliveries(stream)[-1:] == [(["hi"], {0: 2})])
 
 
 def test_a_subscriber_is_greeted_with_the_newest_cursor(make_hub: MakeHub) -> None:
