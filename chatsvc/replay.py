@@ -76,13 +76,17 @@ class SharedSteps:
         self._lock = threading.Lock()
         self._steps: OrderedDict[Place, SharedStep] = OrderedDict()
 
-    def find(self, place: Place) -> SharedStep | None:
+    def find(self, place: Place | None) -> SharedStep | None:
         """The step from a place, if somebody has just taken it."""
+        if place is None:
+            return None
         with self._lock:
             return self._steps.get(place)
 
-    def keep(self, place: Place, step: SharedStep) -> None:
-        """Keeps a step for others."""
+    def keep(self, place: Place | None, step: SharedStep) -> None:
+        """Keeps a step for others, if they may be at its place."""
+        if place is None:
+            return
         with self._lock:
             self._steps[place] = step
             while len(self._steps) > KEPT_STEPS:
@@ -131,9 +135,10 @@ class Replay:
         return any(live.get(each, 0) < mine for each, mine in self.positions.items())
 
     @property
-    def place(self) -> Place:
-        """What its next step depends on."""
-        return self._rooms, tuple(sorted(self.positions.items()))
+    def place(self) -> Place | None:
+        """What its next step depends on; None if it has a gap to tell with it, which others at the
+        same positions have not."""
+        return None if self._gaps else (self._rooms, tuple(sorted(self.positions.items())))
 
     def follow(self, step: SharedStep) -> None:
         """Takes a step that another has taken from the same place."""

@@ -351,6 +351,10 @@ def test_a_gap_is_for_the_one_who_has_it() -> None:
         log.append()
     replay = Replay(frozenset(ROOMS), {0: 5})
     replay.take(Chunk(0, 100, STEP_RECORDS, log.entries[0][100:STEP_RECORDS]))
+    steps = SharedSteps()
+    steps.keep(Replay(frozenset(ROOMS), {0: 100}).place, SharedStep(b"without", 0, {0: 512}))
+    assert replay.positions == {0: 100}
+    assert steps.find(replay.place) is None
     step = replay.step(log.ends, log.tail)
     assert not isinstance(step, Need)
     assert step.gaps
