@@ -41,7 +41,10 @@ def status(server: ServeProcess) -> int:
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Brokers]:
-    """A broker that forbids what it is told to, and nothing else."""
+    """A broker that forbids what it is told to, and nothing else. Its cluster's id is one of those,
+    one in 64, that begin with a dash."""
+    (tmp_path / "guarded").mkdir()
+    (tmp_path / "guarded" / "cluster.id").write_text("-S7m-VQsQm-IbR62WL6OaQ")
     properties = {
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "allow.everyone.if.no.acl.found": "true",
