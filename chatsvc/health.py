@@ -18,37 +18,44 @@ SERVICES = ("", "chat.Broadcast", "chat.Chat")
 
 class Health:
     """The health service. NOT_SERVING until `set_serving`, and for good after `leave`.
-    Thread-safe."""
+    Thread-safe. `reason` is why clients should not come, in one line; empty while they should."""
 
     def __init__(self) -> None:
         self._servicer = health.HealthServicer()
-        # Guards the status.
+        # Guards the status and its reason.
         self._lock = threading.Lock()
         self._serving = False
         self._leaving = False
+        self.reason = "the server is starting"
         self._tell()
 
     def add_to(self, server: grpc.Server) -> None:
         """Registers the service."""
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
-    @property
-    def is_serving(self) -> bool:
-        """Whether clients should come."""
-        return self._serving and not self._leaving
+    def set_serving(self) -> None:
+        """Tells whoever asks, and whoever watches, that clients should come."""
+        self._set("")
 
-    def set_serving(self, serving: bool) -> None:
-        """Tells whoever asks, and whoever watches."""
-        with self._lock:
-            if serving != self._serving:
-                self._serving = serving
-                self._tell()
+    def set_not_serving(self, reason: str) -> None:
+        """Tells them that clients should not come."""
+        self._set(reason)
 
     def leave(self) -> None:
         """NOT_SERVING, whatever comes."""
         with self._lock:
             self._leaving = True
+            self.reason = "the server is stopping"
         self._servicer.enter_graceful_shutdown()
+
+    def _set(self, reason: str) -> None:
+        with self._lock:
+            if self._leaving:
+                return
+            self.reason = reason
+            if self._serving == bool(reason):
+                self._serving = not reason
+                self._tell()
 
     def _tell(self) -> None:
         status = health_pb2.HealthCheckResponse

@@ -1,15 +1,13 @@
-"""Metrics: what a server counts, in Prometheus' terms, and the side port that shows it.
+"""Metrics: what a server counts, in Prometheus' terms.
 
 Counts that many threads or every delivery touch are plain numbers of the parts that own them,
 read when Prometheus asks; everything else is a metric of prometheus-client. Rates are PromQL's
 work. No label has a user's name in it.
 """
 
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,7 +16,6 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    start_http_server,
 )
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -28,7 +25,7 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from chatsvc.errors import CloseReason, PortTaken
+from chatsvc.errors import CloseReason
 
 LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -142,32 +139,3 @@ def gauge(name: str, text: str, value: float) -> Metric:
 def count(name: str, text: str, value: float) -> Metric:
     """A counter with its value now."""
     return CounterMetricFamily(f"chatsvc_{name}", text, value)
-
-
-class MetricsPort:
-    """The HTTP server that shows a registry at /metrics."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._registry = registry
-        self._host = host
-        self._port = port
-        self._server: WSGIServer | None = None
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> str:
-        """Listens, and returns the URL. Raises PortTaken."""
-        try:
-            self._server, self._thread = start_http_server(self._port, self._host, self._registry)
-        except OSError as error:
-            cause = error.strerror or str(error)
-            raise PortTaken("--metrics-port", f"{self._host}:{self._port}", cause) from error
-        self._thread.name = "metrics"
-        return f"http://{self._host}:{self._server.server_port}/metrics"
-
-    def close(self) -> None:
-        """Stops listening and waits for the thread. Idempotent; also before `start`."""
-        if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
-            self._server = None

@@ -34,7 +34,7 @@ from chatsvc.hub import Hub
 from chatsvc.listening import Listening
 from chatsvc.logclient import LogClient
 from chatsvc.memory import MemoryTrim
-from chatsvc.metrics import Metrics, MetricsPort
+from chatsvc.metrics import Metrics
 from chatsvc.periodic import Periodic
 from chatsvc.presence import Presence
 from chatsvc.producer import Producer
@@ -44,6 +44,7 @@ from chatsvc.requests import RequestWatch
 from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.servicer import Pools, Servicer
+from chatsvc.sideport import Readiness, SidePort
 from chatsvc.tail import Tail
 from chatsvc.topics import Topics
 from chatsvc.watchdog import Watchdog
@@ -95,7 +96,8 @@ class Server:
         self.health = Health()
         self.metrics = Metrics(registry or CollectorRegistry())
         self.presence = Presence(config.server_id, config.server_timeout)
-        self._feed_lost = False
+        self._feed_lost: FeedLost | None = None
+        self._kafka_answers = True
         self._running = ExitStack()
         self._deadline = 0.0
 
@@ -114,7 +116,9 @@ class Server:
 
     def _start(self) -> Listening:
         config = self._config
-        port = MetricsPort(self.metrics.registry, config.metrics_host, config.metrics_port)
+        port = SidePort(
+            self.metrics.registry, config.metrics_host, config.metrics_port, self._readiness
+        )
         metrics_url = port.start()
         self._running.callback(port.close)
         brokers, identity, warnings = self._reach_kafka()
@@ -123,7 +127,7 @@ class Server:
         self._start_threads()
         chat = self._start_reading(brokers, producer)
         listening_port = self._listen(producer)
-        self.health.set_serving(True)
+        self.health.set_serving()
         if config.brokers:
             self._watch_feed(chat, identity)
         return Listening(listening_port, metrics_url, brokers, not config.brokers, warnings)
@@ -340,7 +344,7 @@ class Server:
             timeout=config.feed_timeout,
             interval=config.partitions_interval,
             on_state=self._set_feed,
-            on_reach=lambda reached: self.health.set_serving(reached and not self._feed_lost),
+            on_reach=self._set_reach,
             on_replaced=self._on_failure,
         )
         self._running.callback(watch.close)
@@ -348,11 +352,27 @@ class Server:
 
     def _set_feed(self, lost: FeedLost | None) -> None:
         """Sends clients elsewhere while messages cannot be read, and takes them in again."""
-        self._feed_lost = lost is not None
-        self.health.set_serving(lost is None)
+        self._feed_lost = lost
+        self._tell_health()
         self._hub.refuse(lost)
         if lost is not None:
             self._hub.send_away(SPREAD_SECONDS, CloseReason.MOVED)
+
+    def _set_reach(self, reached: bool) -> None:
+        self._kafka_answers = reached
+        self._tell_health()
+
+    def _tell_health(self) -> None:
+        if self._feed_lost is not None:
+            self.health.set_not_serving(f"cannot read on in Kafka: {self._feed_lost.cause}")
+        elif not self._kafka_answers:
+            self.health.set_not_serving("no Kafka broker answers")
+        else:
+            self.health.set_serving()
+
+    def _readiness(self) -> Readiness:
+        reason = self.health.reason
+        return Readiness(not reason, reason or "ok")
 
     def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
