@@ -1,4 +1,4 @@
-"""Health: whether clients should come here, in gRPC's own terms.
+"""Health: whether clients should come here, in gRPC's own terms, and how to ask that.
 
 Source: "GRPC Health Checking Protocol", doc/health-checking.md of gRPC.
 """
@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from chatsvc.errors import ConnectionFailed
-from chatsvc.link import cause
+from chatsvc.link import CHANNEL_OPTIONS, cause
 
 SERVICES = ("", "chat.Broadcast", "chat.Chat")
 """Each has the same status; the first is the server as a whole."""
@@ -66,10 +66,18 @@ class Health:
 def ask(server: str, timeout: float) -> str:
     """What the server at `host:port` says of itself, as gRPC's protocol has it: `SERVING` if
     clients should come. Blocks for at most `timeout` seconds. Raises ConnectionFailed."""
-    with grpc.insecure_channel(server) as channel:
+    with grpc.insecure_channel(server, options=CHANNEL_OPTIONS) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except grpc.RpcError as error:
-            raise ConnectionFailed(cause(error), (server,)) from error
+            raise ConnectionFailed(_cause(error), (server,)) from error
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def _cause(error: Any) -> str:
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer in time"
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return "what answers has no health service"
+    return cause(error)

@@ -154,6 +154,7 @@ _TRANSPORT_WORDS = (
     ("Connection refused", "connection refused"),
     ("DNS resolution failed", "unknown host"),
     ("Domain name not found", "unknown host"),
+    ("Failed parsing HTTP/2", "what answers is no gRPC server"),
     ("Network is unreachable", "network unreachable"),
     ("No route to host", "no route to host"),
     ("imed out", "no answer in time"),

@@ -57,6 +57,7 @@ REPLY_SENDERS = 2
 SLOW_SENDERS = 2
 REPLAY_SENDERS = 2
 HISTORY_THREADS = 4
+REFLECTION_THREADS = 2
 BEATS = 30
 """How often streams are looked at in the time of a heartbeat: so those that are due together, since
 they were sent the same message, are not sent to all at once."""
@@ -416,6 +417,8 @@ class Server:
         )
         server.add_generic_rpc_handlers(servicer.handlers())
         self.health.add_to(server)
+        if config.reflection:
+            server.add_generic_rpc_handlers([self._reflection()])
         address = f"[{config.host}]" if ":" in config.host else config.host
         try:
             port: int = server.add_insecure_port(f"{address}:{config.port}")
@@ -425,6 +428,12 @@ class Server:
         self._running.callback(lambda: self._stop_serving(server, servicer, producer))
         server.start()
         return port
+
+    def _reflection(self) -> grpc.GenericRpcHandler:
+        # Not at the top: most servers have none, and need not have it in memory.
+        from chatsvc import reflection
+
+        return reflection.handler(self._pool(REFLECTION_THREADS, "reflection"))
 
     def _locate_in_tail(
         self,
