@@ -5,6 +5,7 @@ read when Prometheus asks; everything else is a metric of prometheus-client. Rat
 work. No label has a user's name in it.
 """
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
@@ -41,7 +42,11 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
+        self.labels: dict[str, tuple[str, ...]] = {}
+        """Of families with labels, their names: a family without samples does not tell."""
+
         def counter(name: str, text: str, *labels: str) -> Counter:
+            self.labels[f"chatsvc_{name}"] = labels
             return Counter(f"chatsvc_{name}", text, labels, registry=registry)
 
         def latencies(name: str, text: str) -> Latencies:
@@ -79,6 +84,11 @@ class Metrics:
         self.produce_latency = latencies(
             "produce_latency_seconds", "From queueing a record to the ack of all in-sync replicas"
         )
+        self.publish_latency = SharedLatencies(
+            "chatsvc_publish_latency_seconds",
+            "From reading a message from its sender to sending the confirmation",
+        )
+        registry.register(self.publish_latency)
         self.produce_errors = counter("produce_errors", "Records not confirmed by Kafka", "code")
         self.rpc_errors = counter("rpc_errors", "Calls that ended in an error", "method", "code")
         self.records_invalid = counter(
@@ -87,6 +97,7 @@ class Metrics:
         self.records_lost = counter(
             "records_lost", "Records that retention removed before they were read", "topic"
         )
+        self.labels["chatsvc_consumer_lag_messages"] = ("topic", "partition")
         self.consumer_lag = Gauge(
             "chatsvc_consumer_lag_messages",
             "Records of a partition that are not read yet",
@@ -121,6 +132,21 @@ class Latencies(Collector):
         bounds = [*map(str, LATENCY_BUCKETS), "+Inf"]
         buckets = list(zip(bounds, accumulate(self._counts), strict=True))
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+
+
+class SharedLatencies(Latencies):
+    """The same for several threads, each of which has some at once."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, text)
+        # Guards the counts and the sum while they are written.
+        self._lock = threading.Lock()
+
+    def observe_all(self, latencies: Iterable[float]) -> None:
+        """Counts some latencies, in seconds. Thread-safe."""
+        with self._lock:
+            for seconds in latencies:
+                self.observe(seconds)
 
 
 class _OnScrape(Collector):

@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import Producer as KafkaProducer
+from confluent_kafka.admin import PartitionMetadata  # type: ignore[attr-defined]  # as in topics.py
 
 from chatsvc import librdkafka
 from chatsvc.errors import (
@@ -27,6 +28,10 @@ _log = logging.getLogger(__name__)
 
 Done = Callable[[Acked | ChatError], None]
 """Called once with the outcome, in the producer's thread: it must not block and not raise."""
+
+OnListing = Callable[[str, Iterable[int], Mapping[int, PartitionMetadata]], None]
+"""Called with a topic, the ids of the brokers that are alive, none if nobody answered, and the
+topic's partitions, none if they are unknown."""
 
 # All others may follow an attempt that was written and whose answer was lost, also those that speak
 # of a queue: a record that is tried again waits there too.
@@ -79,7 +84,8 @@ class Producer:
 
     `publish` may be called from any thread. After `publish_timeout` seconds an outcome is told to
     be unknown; the record is tried for another `keep_seconds`. `observe_ack` gets the seconds from
-    `publish` to each ack, `count_error` the name of each error.
+    `publish` to each ack, `count_error` the name of each error, `on_listing` what
+    `count_partitions` was told.
     """
 
     def __init__(
@@ -91,11 +97,15 @@ class Producer:
         keep_seconds: float = KEEP_SECONDS,
         observe_ack: Callable[[float], None] = lambda seconds: None,
         count_error: Callable[[str], None] = lambda name: None,
+        on_statistics: librdkafka.OnStatistics | None = None,
+        on_listing: OnListing = lambda topic, brokers, partitions: None,
     ) -> None:
         # The producer speaks for all clients of a server: they see the same brokers fail.
         errors = librdkafka.ErrorLog(logging.WARNING, self._on_fatal)
         self._settings = librdkafka.settings(brokers, client_id, errors)
         self._settings |= _settings(publish_timeout + keep_seconds)
+        self._settings |= librdkafka.telling(on_statistics)
+        self._on_listing = on_listing
         self._publish_timeout = publish_timeout
         self._observe_ack = observe_ack
         self._count_error = count_error
@@ -202,11 +212,15 @@ class Producer:
         if client is None:
             return 0
         try:
-            metadata = client.list_topics(topic, timeout=timeout).topics[topic]
+            metadata = client.list_topics(topic, timeout=timeout)
         except KafkaException as error:
             _log.debug("Partitions of %s could not be listed: %s", topic, error)
+            self._on_listing(topic, (), {})
             return 0
-        return 0 if metadata.error is not None else len(metadata.partitions)
+        listed = metadata.topics[topic]
+        partitions = listed.partitions if listed.error is None else {}
+        self._on_listing(topic, metadata.brokers, partitions)
+        return len(partitions)
 
     def __len__(self) -> int:
         """Records on their way."""

@@ -45,6 +45,7 @@ from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.servicer import Pools, Servicer
 from chatsvc.sideport import Readiness, SidePort
+from chatsvc.statistics import PRODUCER, Statistics
 from chatsvc.tail import Tail
 from chatsvc.topics import Topics
 from chatsvc.watchdog import Watchdog
@@ -96,6 +97,9 @@ class Server:
         self._on_failure = on_failure
         self.health = Health()
         self.metrics = Metrics(registry or CollectorRegistry())
+        self._statistics = Statistics()
+        self.metrics.observe(self._statistics.collect)
+        self._publish_streams: Callable[[], int] = lambda: 0
         self.presence = Presence(config.server_id, config.server_timeout)
         self._feed_lost: FeedLost | None = None
         self._kafka_answers = True
@@ -163,6 +167,8 @@ class Server:
             config.publish_timeout,
             observe_ack=self.metrics.produce_latency.observe,
             count_error=lambda name: self.metrics.produce_errors.labels(name).inc(),
+            on_statistics=self._statistics.of(PRODUCER),
+            on_listing=self._statistics.note_listing,
         )
         self._running.callback(lambda: self._report_left(producer.close(self._time_left(1))))
         producer.start()
@@ -323,6 +329,7 @@ class Server:
                 lag
             ),
             count_gap=metrics.records_lost.labels(topic).inc,
+            on_statistics=self._statistics.of(topic),
         )
 
     def _watch_feed(self, chat: TopicConsumer, identity: bytes) -> None:
@@ -416,6 +423,7 @@ class Server:
             max_publish_streams=config.max_publish_streams,
         )
         server.add_generic_rpc_handlers(servicer.handlers())
+        self._publish_streams = lambda: servicer.publish_streams
         self.health.add_to(server)
         if config.reflection:
             server.add_generic_rpc_handlers([self._reflection()])
@@ -488,6 +496,22 @@ class Server:
         backlogs = self._hub.backlogs()
         servers = self.presence.servers()
         yield metric.gauge("connections_active", "Streams open now", len(backlogs))
+        yield metric.gauge(
+            "connections_limit",
+            "Streams that may be open at once, of all workers together",
+            self._config.max_connections,
+        )
+        yield metric.gauge(
+            "replays_active", "Streams that catch up from the log", self._hub.replays()
+        )
+        yield metric.gauge(
+            "publish_streams_active", "Streams of Publish open now", self._publish_streams()
+        )
+        yield metric.gauge(
+            "duplicates_remembered",
+            "Messages whose repetition would be noticed",
+            len(self._duplicates),
+        )
         yield metric.gauge("outbox_depth_messages", "Messages in all outboxes", sum(backlogs))
         yield metric.gauge(
             "outbox_depth_max_messages", "Messages in the fullest outbox", max(backlogs, default=0)

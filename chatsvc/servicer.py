@@ -157,7 +157,7 @@ class _Stream:
 class _Reply:
     """The answer to one BroadcastMessage, sent from a pool of its own once Kafka has spoken."""
 
-    __slots__ = ("_call", "_metrics", "_outcome", "_pool", "_timeout")
+    __slots__ = ("_began", "_call", "_metrics", "_outcome", "_pool", "_timeout")
 
     is_behind = False
 
@@ -168,6 +168,7 @@ class _Reply:
         self._pool = pool
         self._metrics = metrics
         self._timeout = send_timeout
+        self._began = time.monotonic()
         self._outcome: Acked | Duplicate | ChatError | None = None
 
     def done(self, outcome: Acked | Duplicate | ChatError) -> None:
@@ -180,6 +181,7 @@ class _Reply:
             self._metrics.messages_published.inc()
             self._call.send(frames.CLOSE)
             self._call.finish()
+            self._metrics.publish_latency.observe_all([time.monotonic() - self._began])
         elif isinstance(self._outcome, Duplicate):
             self._call.send(frames.CLOSE_DUPLICATE)
             self._call.finish()
@@ -322,6 +324,11 @@ class Servicer:
             streams = list(self._publish_streams)
         for stream in streams:
             stream.stop(ServerStopping())
+
+    @property
+    def publish_streams(self) -> int:
+        """Streams of Publish that are open."""
+        return len(self._publish_streams)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a grpc.Server has to register."""
@@ -466,8 +473,7 @@ class Servicer:
         self._publish(key, value, reply.done, timeout)
 
     def _publish_all(self, requests: Iterator[Any], call: _Call) -> None:
-        count_acked = self._metrics.messages_published.inc
-        stream = PublishStream(call, self._replies, self._send_timeout, count_acked)
+        stream = PublishStream(call, self._replies, self._send_timeout, self._observe_acks)
         with self._lock:
             if self._stopping:
                 raise ServerStopping
@@ -490,6 +496,10 @@ class Servicer:
             ):
                 return
         stream.end()
+
+    def _observe_acks(self, seconds: Sequence[float]) -> None:
+        self._metrics.messages_published.inc(len(seconds))
+        self._metrics.publish_latency.observe_all(seconds)
 
     def _forget(self, stream: PublishStream) -> None:
         stream.leave()
