@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import those of earlier rows, and its row's neighbours that stand before it.
 LAYERS = (
     ("errors", "model", "metadata", "varint", "listening", "logs", "process", "periodic"),
-    ("rules", "config", "records", "frames", "cursor", "entries", "presence"),
+    ("trace", "rules", "config", "records", "frames", "cursor", "entries", "presence"),
     ("tail", "replay", "history", "archive", "duplicates"),
     ("feed", "watchdog", "memory", "senders", "connection", "seats"),
     ("hub", "fanout", "registrar", "publishing", "feedwatch"),
