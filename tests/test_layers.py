@@ -24,6 +24,8 @@ LAYERS = (
     ("child", "reservation", "gathering", "workers"),
     ("bench.workload", "bench.ledger", "bench.histogram", "bench.receivers", "bench.senders"),
     ("bench.crew", "bench.watch", "bench.figures", "bench.chart", "bench.run"),
+    ("doctor.findings", "doctor.apiversions", "doctor.kafka", "doctor.servers"),
+    ("doctor.examination",),
     ("verify.plan", "verify.accounts", "verify.verdict"),
     ("verify.journal", "verify.writer", "verify.run"),
 )
@@ -56,7 +58,11 @@ MAY_IMPORT = {
 
 def _modules() -> list[Path]:
     package = ROOT / "chatsvc"
-    paths = [path for name in (".", "bench", "verify") for path in (package / name).glob("*.py")]
+    paths = [
+        path
+        for name in (".", "bench", "doctor", "verify")
+        for path in (package / name).glob("*.py")
+    ]
     return sorted(path for path in paths if path.stem != "__init__")
 
 

@@ -44,7 +44,7 @@ def test_the_wheel_holds_chatsvc_only(built: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"chatsvc"}
     wanted = {"py.typed", "pb/chat_pb2.py", "pb/chat_pb2.pyi", "pb/chat_pb2_grpc.py", "server.py"}
     wanted |= {f"cli/{path.name}" for path in (ROOT / "cli").glob("*.py")}
-    for package in ("bench", "verify"):
+    for package in ("bench", "doctor", "verify"):
         wanted |= {f"{package}/{path.name}" for path in (ROOT / "chatsvc" / package).glob("*.py")}
     assert {f"chatsvc/{name}" for name in wanted} <= set(names)
 
