@@ -61,7 +61,10 @@ RECORDS = _Family(
     _OF_CLIENT,
 )
 BYTES = _Family(
-    GaugeMetricFamily, "chatsvc_kafka_queue_bytes", "The size of these records", _OF_CLIENT
+    GaugeMetricFamily,
+    "chatsvc_kafka_queue_bytes",
+    "The size of the records in a client of Kafka",
+    _OF_CLIENT,
 )
 # Not from librdkafka's statistics: they tell nothing of a broker that no client needs, and forget
 # one that Kafka has given up.

@@ -95,7 +95,7 @@ def test_every_metric_has_a_type_and_a_help_text(metrics: Metrics) -> None:
         families = scrape(url)
     assert all(family.documentation and family.type != "unknown" for family in families)
     names = {family.name for family in families}
-    assert {"process_resident_memory_bytes", "python_info"} <= names
+    assert {"process_resident_memory_bytes", "python_info", "python_gc_collections"} <= names
     ours = {name for name in names if not name.startswith(("process_", "python_"))}
     assert ours
     assert all(name.startswith("chatsvc_") for name in ours)
