@@ -68,11 +68,21 @@ def _ours(collected: Iterable[Metric]) -> list[Metric]:
 
 
 def alerts(rules: str) -> dict[str, str]:
-    """The expressions of the alerts in a file of Prometheus' rules, by their names."""
-    found = re.findall(
-        r"- alert: (\w+)\n(.*?)(?=^ *(?:for|labels|annotations|- alert):)", rules, re.M | re.S
-    )
-    return dict(found)
+    """The expressions of the alerts in a file of Prometheus' rules, by their names, each with the
+    recorded expressions that it uses."""
+    found = []
+    for rule in re.split(r"^ *- (?=(?:alert|record): )", rules, flags=re.M)[1:]:
+        kind, name = rule.split("\n", 1)[0].split(": ")
+        (text,) = re.findall(
+            r"^ *expr:(.*?)(?=^ *(?:for|labels|annotations|- \w+):|\Z)", rule, re.M | re.S
+        )
+        found.append((kind, name.strip(), text))
+    recorded = [(name, text) for kind, name, text in found if kind == "record"]
+    return {
+        alert: "\n".join((text, *(more for name, more in recorded if name in text)))
+        for kind, alert, text in found
+        if kind == "alert"
+    }
 
 
 def row(family: Metric, labels: tuple[str, ...], expressions: dict[str, str]) -> str:

@@ -1,6 +1,7 @@
 """docs/metrics.md: that it tells what a server shows."""
 
 import re
+import runpy
 import subprocess
 import sys
 import urllib.request
@@ -57,3 +58,37 @@ def test_no_label_names_anybody() -> None:
     assert named - {""} == {
         *("broker", "client", "code", "method", "partition", "reason", "topic", "where", "worker")
     }
+
+
+RULES = """
+groups:
+  - name: recorded
+    rules:
+      - record: chatsvc:latency:p95
+        expr: |
+          histogram_quantile(0.95, rate(chatsvc_message_latency_seconds_bucket[1m]))
+      - record: chatsvc:latency:p95
+        labels: {stage: delivery}
+        expr: rate(chatsvc_delivery_latency_seconds_sum[1m])
+  - name: alerts
+    rules:
+      - alert: Late
+        expr: chatsvc:latency:p95 > 1
+        for: 15s
+        annotations:
+          summary: "not chatsvc_users_known"
+      - alert: Refused
+        expr: |
+          sum(increase(chatsvc_produce_errors_total[1m])) > 0
+        labels: {severity: warning}
+"""
+
+
+def test_alerts_are_found_by_what_they_ask() -> None:
+    """Their expressions count, and those that are recorded for them, but no other text."""
+    alerts = runpy.run_path(str(ROOT / "docs" / "metrics.py"))["alerts"](RULES)
+    assert set(alerts) == {"Late", "Refused"}
+    assert "chatsvc_message_latency_seconds_bucket" in alerts["Late"]
+    assert "chatsvc_delivery_latency_seconds_sum" in alerts["Late"]
+    assert "users_known" not in alerts["Late"]
+    assert "chatsvc_produce_errors_total" in alerts["Refused"]

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 from threading import Event
 
 import grpc
@@ -12,6 +13,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from chatsvc.client import send_once
 from chatsvc.pb import chat_pb2
 
+from serving import ServeProcess
 from sites import WAIT, Site
 
 
@@ -26,6 +28,19 @@ def test_a_tool_without_the_proto_learns_it(site: Site) -> None:
         assert set(told.methods_by_name) == set(service.methods_by_name)
     message = pool.FindMessageTypeByName("chat.Message")
     assert set(message.fields_by_name) == set(chat_pb2.Message.DESCRIPTOR.fields_by_name)
+
+
+def test_each_worker_tells(tmp_path: Path) -> None:
+    """`serve --reflection` reaches the workers, whichever of them is asked."""
+    server = ServeProcess.started(tmp_path, "--reflection", "--workers", "2")
+    try:
+        for _ in range(4):
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            with grpc.insecure_channel(server.address, options=options) as channel:
+                services = ProtoReflectionDescriptorDatabase(channel).get_services()
+            assert "chat.Chat" in services
+    finally:
+        server.close()
 
 
 def test_without_the_option_nothing_is_told(site: Site) -> None:
