@@ -111,7 +111,7 @@ def test_a_server_that_does_not_serve(site: Site) -> None:
     """It is a failure, and no message is sent through it; the others are looked at all the same."""
     leaving, first = site.server()
     _, second = site.server()
-    leaving._health.leave()  # the first thing that a stop does
+    leaving.health.leave()  # the first thing that a stop does
     answer = doctor("--server", first, "--server", second, "--json")
     assert answer.exit_code == 1
     found = findings(answer)
