@@ -33,6 +33,11 @@ class Health:
         """Registers the service."""
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether clients should come."""
+        return not self.reason
+
     def set_serving(self) -> None:
         """Tells whoever asks, and whoever watches, that clients should come."""
         self._set("")
