@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from chatsvc import rules
+from chatsvc import rules, trace
 from chatsvc.errors import ChatError, ClientClosed, ConnectionFailed, InvalidRequest, SendFailed
 from chatsvc.link import Backoff, Link, asked_pause, cause, is_final, server_spoke
 from chatsvc.model import LOBBY
@@ -183,15 +183,19 @@ class ChatClient:
         room: str = LOBBY,
         message_id: str | None = None,
         timeout: float | None = 30.0,
+        trace_id: str = "",
     ) -> str:
-        """Sends a message and blocks until all in-sync replicas have it; returns its id.
+        """Sends a message and blocks until all in-sync replicas have it; returns its id. By the
+        `trace_id` the message is found in the debug logs of all servers, and in Kafka.
 
         Whatever may help is tried again with the same id until `timeout` seconds have passed
         (None: for ever), also at another server once the stream has moved there. Raises
         SendFailed, ConnectionFailed (no server in time), or ClientClosed.
         """
         message = _message(self.user, content, room, message_id)
-        _deliver(message, _deadline(timeout), self._await_link, self._pause)
+        if trace_id and not trace.is_valid(trace_id):
+            raise SendFailed("trace_id: must be 1 to 64 letters, digits, dots, _ and -")
+        _deliver(message, _deadline(timeout), self._await_link, self._pause, trace_id=trace_id)
         return message.message_id
 
     def post(
@@ -442,6 +446,7 @@ def _deliver(
     next_link: Callable[[float | None], Link],
     pause: Callable[[float], bool],
     on_refused: Callable[[str], None] = lambda cause: None,
+    trace_id: str = "",
 ) -> None:
     """Publishes until confirmed. `on_refused` is told when there was no server to talk to."""
     backoff = Backoff()
@@ -449,7 +454,8 @@ def _deliver(
         link = next_link(_left(deadline))
         left = _left(deadline)
         try:
-            link.send(message, SEND_SECONDS if left is None else min(SEND_SECONDS, left))
+            patience = SEND_SECONDS if left is None else min(SEND_SECONDS, left)
+            link.send(message, patience, trace_id)
             return
         except grpc.RpcError as error:
             left = _left(deadline)

@@ -44,6 +44,9 @@ class Config:
     """Whether each process keeps to one CPU. Servers with consecutive ports take different ones,
     and so do workers."""
 
+    reflection: bool = False
+    """Whether clients may ask what services there are, and of which messages they are made."""
+
     outbox_messages: int = 1_000
     outbox_bytes: int = 1024 * 1024
     """A stream whose client is further behind than either is closed as slow."""

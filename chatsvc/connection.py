@@ -177,6 +177,11 @@ class Connection:
         return self._replay is None and self._feed.nearly_overflows(self._position)
 
     @property
+    def catches_up(self) -> bool:
+        """Whether it is sent what is in the log, and not yet what is new."""
+        return self._replay is not None
+
+    @property
     def is_behind(self) -> bool:
         """Whether it has so much to catch up with that others should not wait for it."""
         if self._replay is None:

@@ -53,11 +53,13 @@ class TopicConsumer:
         before_reading: OnPositions = lambda positions: None,
         report_lag: Callable[[int, int], None] = lambda partition, lag: None,
         count_gap: Callable[[int], None] = lambda records: None,
+        on_statistics: librdkafka.OnStatistics | None = None,
     ) -> None:
         self.topic = topic
         errors = librdkafka.ErrorLog(logging.DEBUG)
         self._settings = librdkafka.settings(brokers, client_id, errors)
         self._settings |= _settings(client_id, topic)
+        self._settings |= librdkafka.telling(on_statistics)
         self._settings["fetch.wait.max.ms"] = fetch_wait_ms
         self._settings["enable.partition.eof"] = since_ms is not None
         self._on_records = on_records

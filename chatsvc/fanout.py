@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from chatsvc import trace
 from chatsvc.duplicates import Duplicates
 from chatsvc.duplicates import key as key_of
 from chatsvc.entries import Entry, entry
@@ -102,6 +103,13 @@ class Fanout:
             return False
         encoded = entry(record, message, int(now * 1_000))
         self._tail.append(record.partition, encoded)
+        if record.trace_id:
+            _log.debug(
+                "Message forwarded to local clients - Partition: %d, Offset: %d",
+                record.partition,
+                record.offset,
+                extra=trace.extra(record.trace_id),
+            )
         self._observe_latency(max(0.0, now - encoded.appended_ms / 1_000))
         self._add(encoded)
         return True

@@ -367,6 +367,12 @@ class Hub:
             connections = list(self._connections)
         return [connection.backlog for connection in connections]
 
+    def replays(self) -> int:
+        """How many connections catch up from the log."""
+        with self._lock:
+            connections = list(self._connections)
+        return sum(connection.catches_up for connection in connections)
+
     def __len__(self) -> int:
         return len(self._connections)
 

@@ -87,6 +87,19 @@ def settings(brokers: tuple[str, ...], client_id: str, errors: ErrorLog) -> dict
     }
 
 
+STATISTICS_MS = 5_000
+"""How often a client tells its statistics: about 10 KB of JSON."""
+
+OnStatistics = Callable[[str], None]
+
+
+def telling(on_statistics: OnStatistics | None) -> dict[str, Any]:
+    """Settings for a client that tells its statistics, in the thread that polls it."""
+    if on_statistics is None:
+        return {}
+    return {"statistics.interval.ms": STATISTICS_MS, "stats_cb": on_statistics}
+
+
 def reading(group: str) -> dict[str, Any]:
     """Settings for every consumer, beside those for all clients. `group` is its group's name, which
     the library wants: assign() joins none and nothing is committed."""

@@ -76,10 +76,11 @@ class Link:
         text = "no answer in time" if call.code() is grpc.StatusCode.CANCELLED else cause(call)
         raise ConnectionFailed(text, (self.server,))
 
-    def send(self, message: chat_pb2.Message, timeout: float) -> None:
+    def send(self, message: chat_pb2.Message, timeout: float, trace_id: str = "") -> None:
         """Sends a message and blocks until it is confirmed. Raises grpc.RpcError, or ValueError
         after `close`."""
-        self._stub.BroadcastMessage(message, timeout=timeout)
+        keys = ((metadata.TRACE, trace_id),) if trace_id else None
+        self._stub.BroadcastMessage(message, timeout=timeout, metadata=keys)
 
     def history(self, request: chat_pb2.HistoryRequest, timeout: float) -> chat_pb2.HistoryPage:
         """Asks for a page and blocks until it is there. Raises grpc.RpcError, or ValueError after
@@ -154,6 +155,7 @@ _TRANSPORT_WORDS = (
     ("Connection refused", "connection refused"),
     ("DNS resolution failed", "unknown host"),
     ("Domain name not found", "unknown host"),
+    ("Failed parsing HTTP/2", "what answers is no gRPC server"),
     ("Network is unreachable", "network unreachable"),
     ("No route to host", "no route to host"),
     ("imed out", "no answer in time"),

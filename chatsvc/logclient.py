@@ -8,7 +8,7 @@ from typing import NamedTuple
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from chatsvc import librdkafka
+from chatsvc import librdkafka, trace
 from chatsvc.model import Record
 
 PATIENCE_SECONDS = 2.0
@@ -220,4 +220,5 @@ def record(message: Message) -> Record:
         message.value(),
         milliseconds,
         kind == 2,  # confluent_kafka.TIMESTAMP_LOG_APPEND_TIME
+        trace.of_headers(headers) if (headers := message.headers()) else "",
     )

@@ -17,6 +17,9 @@ class _JsonFormatter(logging.Formatter):
             "thread": record.threadName,
             "message": record.getMessage(),
         }
+        trace_id = getattr(record, "trace_id", "")
+        if trace_id:
+            fields["trace_id"] = trace_id
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields, ensure_ascii=False)
@@ -28,6 +31,11 @@ class _TextFormatter(logging.Formatter):
     converter = time.localtime  # type: ignore[assignment]  # logging's own documented way
     default_time_format = "%Y/%m/%d %H:%M:%S"
     default_msec_format = None
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        line = super().formatMessage(record)
+        trace_id = getattr(record, "trace_id", "")
+        return f"{line}, Trace: {trace_id}" if trace_id else line
 
 
 def configure(form: str, level: str) -> None:

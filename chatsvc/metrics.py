@@ -1,4 +1,4 @@
-"""Metrics: what a server counts, in Prometheus' terms, and the side port that shows it.
+"""Metrics: what a server counts, in Prometheus' terms.
 
 Counts that many threads or every delivery touch are plain numbers of the parts that own them,
 read when Prometheus asks; everything else is a metric of prometheus-client. Rates are PromQL's
@@ -9,16 +9,15 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
+    GCCollector,
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    start_http_server,
 )
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -28,7 +27,7 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from chatsvc.errors import CloseReason, PortTaken
+from chatsvc.errors import CloseReason
 
 LATENCY_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -43,8 +42,13 @@ class Metrics:
         self.registry = registry
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+        self.labels: dict[str, tuple[str, ...]] = {}
+        """Of families with labels, their names: a family without samples does not tell."""
 
         def counter(name: str, text: str, *labels: str) -> Counter:
+            self.labels[f"chatsvc_{name}"] = labels
             return Counter(f"chatsvc_{name}", text, labels, registry=registry)
 
         def latencies(name: str, text: str) -> Latencies:
@@ -82,6 +86,11 @@ class Metrics:
         self.produce_latency = latencies(
             "produce_latency_seconds", "From queueing a record to the ack of all in-sync replicas"
         )
+        self.publish_latency = SharedLatencies(
+            "chatsvc_publish_latency_seconds",
+            "From reading a message from its sender to sending the confirmation",
+        )
+        registry.register(self.publish_latency)
         self.produce_errors = counter("produce_errors", "Records not confirmed by Kafka", "code")
         self.rpc_errors = counter("rpc_errors", "Calls that ended in an error", "method", "code")
         self.records_invalid = counter(
@@ -90,6 +99,7 @@ class Metrics:
         self.records_lost = counter(
             "records_lost", "Records that retention removed before they were read", "topic"
         )
+        self.labels["chatsvc_consumer_lag_messages"] = ("topic", "partition")
         self.consumer_lag = Gauge(
             "chatsvc_consumer_lag_messages",
             "Records of a partition that are not read yet",
@@ -126,6 +136,21 @@ class Latencies(Collector):
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
 
 
+class SharedLatencies(Latencies):
+    """The same for several threads, each of which has some at once."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, text)
+        # Guards the counts and the sum while they are written.
+        self._lock = threading.Lock()
+
+    def observe_all(self, latencies: Iterable[float]) -> None:
+        """Counts some latencies, in seconds. Thread-safe."""
+        with self._lock:
+            for seconds in latencies:
+                self.observe(seconds)
+
+
 class _OnScrape(Collector):
     def __init__(self, parts: Callable[[], Iterable[Metric]]) -> None:
         self._parts = parts
@@ -142,32 +167,3 @@ def gauge(name: str, text: str, value: float) -> Metric:
 def count(name: str, text: str, value: float) -> Metric:
     """A counter with its value now."""
     return CounterMetricFamily(f"chatsvc_{name}", text, value)
-
-
-class MetricsPort:
-    """The HTTP server that shows a registry at /metrics."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._registry = registry
-        self._host = host
-        self._port = port
-        self._server: WSGIServer | None = None
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> str:
-        """Listens, and returns the URL. Raises PortTaken."""
-        try:
-            self._server, self._thread = start_http_server(self._port, self._host, self._registry)
-        except OSError as error:
-            cause = error.strerror or str(error)
-            raise PortTaken("--metrics-port", f"{self._host}:{self._port}", cause) from error
-        self._thread.name = "metrics"
-        return f"http://{self._host}:{self._server.server_port}/metrics"
-
-    def close(self) -> None:
-        """Stops listening and waits for the thread. Idempotent; also before `start`."""
-        if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
-            self._server = None

@@ -75,10 +75,12 @@ class Gap(NamedTuple):
 
 class Record(NamedTuple):
     """What was read from a topic. `appended_ms` is Kafka's clock where the topic has
-    LogAppendTime, else the writer's (`by_broker` tells), in milliseconds of Unix time."""
+    LogAppendTime, else the writer's (`by_broker` tells), in milliseconds of Unix time. `trace_id`
+    is empty but for a message that is followed."""
 
     partition: int
     offset: int
     value: bytes | None
     appended_ms: int
     by_broker: bool
+    trace_id: str = ""

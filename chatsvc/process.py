@@ -6,6 +6,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+OTHER_FILES = 256
+"""Open files of a server beside those of its clients."""
 THREAD_STACK_BYTES = 256 * 1024
 """Address space for the stack of each Python thread; the default is 8 MiB."""
 
@@ -34,7 +36,7 @@ def raise_file_limit(connections: int) -> str | None:
     """Takes as many file descriptors as the system lets this process have; each client is one.
     Returns a warning if they are too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections + 256
+    needed = connections + OTHER_FILES
     if soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

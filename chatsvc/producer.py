@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import Producer as KafkaProducer
+from confluent_kafka.admin import PartitionMetadata  # type: ignore[attr-defined]  # as in topics.py
 
-from chatsvc import librdkafka
+from chatsvc import librdkafka, trace
 from chatsvc.errors import (
     ChatError,
     MessageTooLarge,
@@ -27,6 +28,10 @@ _log = logging.getLogger(__name__)
 
 Done = Callable[[Acked | ChatError], None]
 """Called once with the outcome, in the producer's thread: it must not block and not raise."""
+
+OnListing = Callable[[str, Iterable[int], Mapping[int, PartitionMetadata]], None]
+"""Called with a topic, the ids of the brokers that are alive, none if nobody answered, and the
+topic's partitions, none if they are unknown."""
 
 # All others may follow an attempt that was written and whose answer was lost, also those that speak
 # of a queue: a record that is tried again waits there too.
@@ -51,15 +56,22 @@ MAX_RECORD_BYTES = 1_000_000
 class _Pending:
     """A record on its way, and who waits for it."""
 
-    __slots__ = ("_producer", "done", "key", "produced_at", "round", "topic", "value")
+    __slots__ = ("_producer", "done", "key", "produced_at", "round", "topic", "trace_id", "value")
 
     def __init__(
-        self, producer: "Producer", topic: str, key: bytes, value: bytes, done: Done
+        self,
+        producer: "Producer",
+        topic: str,
+        key: bytes,
+        value: bytes,
+        done: Done,
+        trace_id: str,
     ) -> None:
         self._producer = producer
         self.topic = topic
         self.key = key
         self.value = value
+        self.trace_id = trace_id
         self.done: Done | None = done
         self.round: Round | None = None
         self.produced_at = time.monotonic()
@@ -79,7 +91,8 @@ class Producer:
 
     `publish` may be called from any thread. After `publish_timeout` seconds an outcome is told to
     be unknown; the record is tried for another `keep_seconds`. `observe_ack` gets the seconds from
-    `publish` to each ack, `count_error` the name of each error.
+    `publish` to each ack, `count_error` the name of each error, `on_listing` what
+    `count_partitions` was told.
     """
 
     def __init__(
@@ -91,11 +104,15 @@ class Producer:
         keep_seconds: float = KEEP_SECONDS,
         observe_ack: Callable[[float], None] = lambda seconds: None,
         count_error: Callable[[str], None] = lambda name: None,
+        on_statistics: librdkafka.OnStatistics | None = None,
+        on_listing: OnListing = lambda topic, brokers, partitions: None,
     ) -> None:
         # The producer speaks for all clients of a server: they see the same brokers fail.
         errors = librdkafka.ErrorLog(logging.WARNING, self._on_fatal)
         self._settings = librdkafka.settings(brokers, client_id, errors)
         self._settings |= _settings(publish_timeout + keep_seconds)
+        self._settings |= librdkafka.telling(on_statistics)
+        self._on_listing = on_listing
         self._publish_timeout = publish_timeout
         self._observe_ack = observe_ack
         self._count_error = count_error
@@ -123,10 +140,17 @@ class Producer:
         self._thread.start()
 
     def publish(
-        self, topic: str, key: bytes, value: bytes, done: Done, timeout: float | None = None
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        done: Done,
+        timeout: float | None = None,
+        trace_id: str = "",
     ) -> None:
         """Queues a record. `done` is called with where it is, once all in-sync replicas have it,
-        or with the error, after `timeout` seconds at the latest.
+        or with the error, after `timeout` seconds at the latest. A `trace_id` goes with it as a
+        header.
 
         Does not block. Raises ServerBusy when too much is on its way, ServerStopping after `close`,
         or MessageTooLarge; then `done` is not called.
@@ -135,7 +159,7 @@ class Producer:
         if size > MAX_RECORD_BYTES:
             self._count_error("MSG_SIZE_TOO_LARGE")
             raise MessageTooLarge
-        pending = _Pending(self, topic, key, value, done)
+        pending = _Pending(self, topic, key, value, done, trace_id)
         with self._lock:
             client = self._client
             if client is None or self._closing.is_set():
@@ -177,10 +201,37 @@ class Producer:
         for pending in batch:
             by_topic[pending.topic].append(pending)
         for topic, records in by_topic.items():
-            self._produce(client, topic, records)
+            if any(each.trace_id for each in records):
+                self._produce_apart(client, topic, records)
+            else:
+                self._produce(client, topic, records)
         round_ = batch[0].round
         assert round_ is not None  # _begin_round() has set it
         round_.handed_over = True
+
+    def _produce_apart(self, client: KafkaProducer, topic: str, records: list[_Pending]) -> None:
+        """As `_produce`, where some have headers, which the call for many does not take. All calls
+        append to the same queues of partitions, so the order is that of the records."""
+        for has_trace, run in itertools.groupby(records, lambda each: bool(each.trace_id)):
+            if not has_trace:
+                self._produce(client, topic, list(run))
+                continue
+            for each in run:
+                self._produce_traced(client, topic, each)
+
+    def _produce_traced(self, client: KafkaProducer, topic: str, pending: _Pending) -> None:
+        try:
+            client.produce(
+                topic,
+                pending.value,
+                pending.key,
+                on_delivery=pending.delivered,
+                headers=trace.headers(pending.trace_id),
+            )
+        except KafkaException as error:
+            self._refused.append((pending, error.args[0]))
+        except BufferError:
+            self._refused.append((pending, KafkaError(KafkaError._QUEUE_FULL)))
 
     def _produce(self, client: KafkaProducer, topic: str, records: list[_Pending]) -> None:
         messages: list[dict[str, Any]] = [
@@ -202,11 +253,15 @@ class Producer:
         if client is None:
             return 0
         try:
-            metadata = client.list_topics(topic, timeout=timeout).topics[topic]
+            metadata = client.list_topics(topic, timeout=timeout)
         except KafkaException as error:
             _log.debug("Partitions of %s could not be listed: %s", topic, error)
+            self._on_listing(topic, (), {})
             return 0
-        return 0 if metadata.error is not None else len(metadata.partitions)
+        listed = metadata.topics[topic]
+        partitions = listed.partitions if listed.error is None else {}
+        self._on_listing(topic, metadata.brokers, partitions)
+        return len(partitions)
 
     def __len__(self) -> int:
         """Records on their way."""
@@ -291,6 +346,7 @@ class Producer:
                 message.topic(),
                 acked.partition,
                 acked.offset,
+                extra=trace.extra(pending.trace_id),
             )
         if done is not None:
             done(acked)

@@ -1,6 +1,7 @@
 """PublishStream: one client's stream of messages to send, and of their outcomes in order."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -41,11 +42,12 @@ class ResultStream(Protocol):
 class _Slot:
     """A message in the order sent, and its outcome once there is one."""
 
-    __slots__ = ("_stream", "message_id", "outcome")
+    __slots__ = ("_stream", "began", "message_id", "outcome")
 
     def __init__(self, stream: "PublishStream", message_id: str) -> None:
         self._stream = stream
         self.message_id = message_id
+        self.began = time.monotonic()
         self.outcome: Acked | Duplicate | ChatError | None = None
 
     def settle(self, outcome: Acked | Duplicate | ChatError) -> None:
@@ -57,7 +59,8 @@ class PublishStream:
     """Publishes messages as they are read, and has their outcomes sent in order by a pool.
 
     `publish` and `end` are called by the one thread that reads the stream; all else from any.
-    `count_acked` gets how many messages a result tells to be committed.
+    `observe_acks` gets, of each message that a result tells to be committed, the seconds since it
+    was read.
     """
 
     is_behind = False
@@ -68,12 +71,12 @@ class PublishStream:
         results: ResultStream,
         pool: SenderPool,
         send_timeout: float,
-        count_acked: Callable[[int], None] = lambda messages: None,
+        observe_acks: Callable[[Sequence[float]], None] = lambda seconds: None,
     ) -> None:
         self._results = results
         self._pool = pool
         self._send_timeout = send_timeout
-        self._count_acked = count_acked
+        self._observe_acks = observe_acks
         # Appended by the reading thread and popped by the draining one, without a lock.
         self._slots: deque[_Slot] = deque()
         # Guards all that follows; notified when outcomes have been sent and when it is over.
@@ -155,8 +158,13 @@ class PublishStream:
         """Sends the outcomes that are known, as far as none before them is missing."""
         while settled := self._settled():
             pulse.beat()
-            self._results.send(frames.result(settled))
-            self._count_acked(sum(type(outcome) is Acked for _, outcome in settled))
+            self._results.send(
+                frames.result([(slot.message_id, outcome) for slot, outcome in settled])
+            )
+            now = time.monotonic()
+            self._observe_acks(
+                [now - slot.began for slot, outcome in settled if type(outcome) is Acked]
+            )
         with self._changed:
             self._draining = False
             finished = self._is_finished()
@@ -174,15 +182,15 @@ class PublishStream:
         over = self._ended or self._refusal is not None
         return over and not self._slots and not self._left
 
-    def _settled(self) -> list[tuple[str, Acked | Duplicate | ChatError]]:
+    def _settled(self) -> list[tuple[_Slot, Acked | Duplicate | ChatError]]:
         """The next outcomes that are known; none once the stream is over."""
-        settled: list[tuple[str, Acked | Duplicate | ChatError]] = []
+        settled: list[tuple[_Slot, Acked | Duplicate | ChatError]] = []
         slots = self._slots
         while slots and len(settled) < RESULT_OUTCOMES and not self._left:
             outcome = slots[0].outcome
             if outcome is None:
                 break
-            settled.append((slots.popleft().message_id, outcome))
+            settled.append((slots.popleft(), outcome))
         if settled:
             with self._changed:
                 self._changed.notify_all()

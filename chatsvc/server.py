@@ -34,7 +34,7 @@ from chatsvc.hub import Hub
 from chatsvc.listening import Listening
 from chatsvc.logclient import LogClient
 from chatsvc.memory import MemoryTrim
-from chatsvc.metrics import Metrics, MetricsPort
+from chatsvc.metrics import Metrics
 from chatsvc.periodic import Periodic
 from chatsvc.presence import Presence
 from chatsvc.producer import Producer
@@ -44,6 +44,8 @@ from chatsvc.requests import RequestWatch
 from chatsvc.seats import Seats
 from chatsvc.senders import SenderPool
 from chatsvc.servicer import Pools, Servicer
+from chatsvc.sideport import Readiness, SidePort
+from chatsvc.statistics import PRODUCER, Statistics
 from chatsvc.tail import Tail
 from chatsvc.topics import Topics
 from chatsvc.watchdog import Watchdog
@@ -56,6 +58,7 @@ REPLY_SENDERS = 2
 SLOW_SENDERS = 2
 REPLAY_SENDERS = 2
 HISTORY_THREADS = 4
+REFLECTION_THREADS = 2
 BEATS = 30
 """How often streams are looked at in the time of a heartbeat: so those that are due together, since
 they were sent the same message, are not sent to all at once."""
@@ -94,8 +97,12 @@ class Server:
         self._on_failure = on_failure
         self.health = Health()
         self.metrics = Metrics(registry or CollectorRegistry())
+        self._statistics = Statistics()
+        self.metrics.observe(self._statistics.collect)
+        self._publish_streams: Callable[[], int] = lambda: 0
         self.presence = Presence(config.server_id, config.server_timeout)
-        self._feed_lost = False
+        self._feed_lost: FeedLost | None = None
+        self._kafka_answers = True
         self._running = ExitStack()
         self._deadline = 0.0
 
@@ -114,7 +121,9 @@ class Server:
 
     def _start(self) -> Listening:
         config = self._config
-        port = MetricsPort(self.metrics.registry, config.metrics_host, config.metrics_port)
+        port = SidePort(
+            self.metrics.registry, config.metrics_host, config.metrics_port, self._readiness
+        )
         metrics_url = port.start()
         self._running.callback(port.close)
         brokers, identity, warnings = self._reach_kafka()
@@ -123,7 +132,7 @@ class Server:
         self._start_threads()
         chat = self._start_reading(brokers, producer)
         listening_port = self._listen(producer)
-        self.health.set_serving(True)
+        self.health.set_serving()
         if config.brokers:
             self._watch_feed(chat, identity)
         return Listening(listening_port, metrics_url, brokers, not config.brokers, warnings)
@@ -158,6 +167,8 @@ class Server:
             config.publish_timeout,
             observe_ack=self.metrics.produce_latency.observe,
             count_error=lambda name: self.metrics.produce_errors.labels(name).inc(),
+            on_statistics=self._statistics.of(PRODUCER),
+            on_listing=self._statistics.note_listing,
         )
         self._running.callback(lambda: self._report_left(producer.close(self._time_left(1))))
         producer.start()
@@ -318,6 +329,7 @@ class Server:
                 lag
             ),
             count_gap=metrics.records_lost.labels(topic).inc,
+            on_statistics=self._statistics.of(topic),
         )
 
     def _watch_feed(self, chat: TopicConsumer, identity: bytes) -> None:
@@ -340,7 +352,7 @@ class Server:
             timeout=config.feed_timeout,
             interval=config.partitions_interval,
             on_state=self._set_feed,
-            on_reach=lambda reached: self.health.set_serving(reached and not self._feed_lost),
+            on_reach=self._set_reach,
             on_replaced=self._on_failure,
         )
         self._running.callback(watch.close)
@@ -348,11 +360,27 @@ class Server:
 
     def _set_feed(self, lost: FeedLost | None) -> None:
         """Sends clients elsewhere while messages cannot be read, and takes them in again."""
-        self._feed_lost = lost is not None
-        self.health.set_serving(lost is None)
+        self._feed_lost = lost
+        self._tell_health()
         self._hub.refuse(lost)
         if lost is not None:
             self._hub.send_away(SPREAD_SECONDS, CloseReason.MOVED)
+
+    def _set_reach(self, reached: bool) -> None:
+        self._kafka_answers = reached
+        self._tell_health()
+
+    def _tell_health(self) -> None:
+        if self._feed_lost is not None:
+            self.health.set_not_serving(f"cannot read on in Kafka: {self._feed_lost.cause}")
+        elif not self._kafka_answers:
+            self.health.set_not_serving("no Kafka broker answers")
+        else:
+            self.health.set_serving()
+
+    def _readiness(self) -> Readiness:
+        reason = self.health.reason
+        return Readiness(not reason, reason or "ok")
 
     def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
@@ -395,7 +423,10 @@ class Server:
             max_publish_streams=config.max_publish_streams,
         )
         server.add_generic_rpc_handlers(servicer.handlers())
+        self._publish_streams = lambda: servicer.publish_streams
         self.health.add_to(server)
+        if config.reflection:
+            server.add_generic_rpc_handlers([self._reflection()])
         address = f"[{config.host}]" if ":" in config.host else config.host
         try:
             port: int = server.add_insecure_port(f"{address}:{config.port}")
@@ -405,6 +436,12 @@ class Server:
         self._running.callback(lambda: self._stop_serving(server, servicer, producer))
         server.start()
         return port
+
+    def _reflection(self) -> grpc.GenericRpcHandler:
+        # Not at the top: most servers have none, and need not have it in memory.
+        from chatsvc import reflection
+
+        return reflection.handler(self._pool(REFLECTION_THREADS, "reflection"))
 
     def _locate_in_tail(
         self,
@@ -459,6 +496,22 @@ class Server:
         backlogs = self._hub.backlogs()
         servers = self.presence.servers()
         yield metric.gauge("connections_active", "Streams open now", len(backlogs))
+        yield metric.gauge(
+            "connections_limit",
+            "Streams that may be open at once, of all workers together",
+            self._config.max_connections,
+        )
+        yield metric.gauge(
+            "replays_active", "Streams that catch up from the log", self._hub.replays()
+        )
+        yield metric.gauge(
+            "publish_streams_active", "Streams of Publish open now", self._publish_streams()
+        )
+        yield metric.gauge(
+            "duplicates_remembered",
+            "Messages whose repetition would be noticed",
+            len(self._duplicates),
+        )
         yield metric.gauge("outbox_depth_messages", "Messages in all outboxes", sum(backlogs))
         yield metric.gauge(
             "outbox_depth_max_messages", "Messages in the fullest outbox", max(backlogs, default=0)

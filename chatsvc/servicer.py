@@ -20,7 +20,7 @@ from typing import Any, Generic, NamedTuple, Protocol
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from chatsvc import frames, metadata, rules
+from chatsvc import frames, metadata, rules, trace
 from chatsvc.archive import Archive
 from chatsvc.connection import Connection
 from chatsvc.cursor import CursorFormat
@@ -95,6 +95,7 @@ class Publish(Protocol):
         value: bytes,
         done: Callable[[Acked | ChatError], None],
         timeout: float | None = None,
+        trace_id: str = "",
     ) -> None: ...
 
 
@@ -157,17 +158,24 @@ class _Stream:
 class _Reply:
     """The answer to one BroadcastMessage, sent from a pool of its own once Kafka has spoken."""
 
-    __slots__ = ("_call", "_metrics", "_outcome", "_pool", "_timeout")
+    __slots__ = ("_began", "_call", "_metrics", "_outcome", "_pool", "_timeout", "_trace_id")
 
     is_behind = False
 
     def __init__(
-        self, call: _Call, pool: SenderPool, metrics: Metrics, send_timeout: float
+        self,
+        call: _Call,
+        pool: SenderPool,
+        metrics: Metrics,
+        send_timeout: float,
+        trace_id: str,
     ) -> None:
         self._call = call
         self._pool = pool
         self._metrics = metrics
         self._timeout = send_timeout
+        self._trace_id = trace_id
+        self._began = time.monotonic()
         self._outcome: Acked | Duplicate | ChatError | None = None
 
     def done(self, outcome: Acked | Duplicate | ChatError) -> None:
@@ -180,12 +188,13 @@ class _Reply:
             self._metrics.messages_published.inc()
             self._call.send(frames.CLOSE)
             self._call.finish()
+            self._metrics.publish_latency.observe_all([time.monotonic() - self._began])
         elif isinstance(self._outcome, Duplicate):
             self._call.send(frames.CLOSE_DUPLICATE)
             self._call.finish()
         else:
             assert self._outcome is not None  # done() comes first
-            _log.warning("%s", self._outcome)
+            _log.warning("%s", self._outcome, extra=trace.extra(self._trace_id))
             self._call.refuse(self._outcome)
         return False
 
@@ -323,6 +332,11 @@ class Servicer:
         for stream in streams:
             stream.stop(ServerStopping())
 
+    @property
+    def publish_streams(self) -> int:
+        """Streams of Publish that are open."""
+        return len(self._publish_streams)
+
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a grpc.Server has to register."""
         broadcast = {
@@ -455,7 +469,8 @@ class Servicer:
 
     def _broadcast_message(self, request: chat_pb2.Message, call: _Call) -> None:
         message = _checked(request)
-        reply = _Reply(call, self._replies, self._metrics, self._send_timeout)
+        trace_id = trace.of_metadata(call.context.invocation_metadata())
+        reply = _Reply(call, self._replies, self._metrics, self._send_timeout, trace_id)
         if self._is_duplicate(request):
             reply.done(Duplicate())
             return
@@ -463,11 +478,10 @@ class Servicer:
         # The answer has to arrive before the client's own deadline, or it learns nothing.
         remaining = call.context.time_remaining()
         timeout = min(self._publish_timeout, remaining - min(0.5, remaining / 5))
-        self._publish(key, value, reply.done, timeout)
+        self._publish(key, value, reply.done, timeout, trace_id)
 
     def _publish_all(self, requests: Iterator[Any], call: _Call) -> None:
-        count_acked = self._metrics.messages_published.inc
-        stream = PublishStream(call, self._replies, self._send_timeout, count_acked)
+        stream = PublishStream(call, self._replies, self._send_timeout, self._observe_acks)
         with self._lock:
             if self._stopping:
                 raise ServerStopping
@@ -477,6 +491,7 @@ class Servicer:
         if not call.context.add_callback(partial(self._forget, stream)):
             self._forget(stream)
             return
+        trace_id = trace.of_metadata(call.context.invocation_metadata())
         for request in requests:
             try:
                 messages = Parser.parsed(request).messages
@@ -486,22 +501,29 @@ class Servicer:
             for message in messages:
                 message.message_id = message.message_id or secrets.token_hex(16)
             if not stream.publish(
-                [(message.message_id, partial(self._publish_one, message)) for message in messages]
+                [
+                    (message.message_id, partial(self._publish_one, message, trace_id))
+                    for message in messages
+                ]
             ):
                 return
         stream.end()
+
+    def _observe_acks(self, seconds: Sequence[float]) -> None:
+        self._metrics.messages_published.inc(len(seconds))
+        self._metrics.publish_latency.observe_all(seconds)
 
     def _forget(self, stream: PublishStream) -> None:
         stream.leave()
         with self._lock:
             self._publish_streams.discard(stream)
 
-    def _publish_one(self, message: chat_pb2.Message, done: Done) -> None:
+    def _publish_one(self, message: chat_pb2.Message, trace_id: str, done: Done) -> None:
         checked = _checked(message)
         if self._is_duplicate(message):
             done(Duplicate())
         else:
-            self._publish(*encode_message(checked), done)
+            self._publish(*encode_message(checked), done, trace_id=trace_id)
 
     def _is_duplicate(self, message: chat_pb2.Message) -> bool:
         """Whether the log has the message by its id. It may be there all the same: then whoever

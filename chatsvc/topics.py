@@ -73,6 +73,11 @@ class Topics:
         """Returns how many brokers there are. Raises KafkaUnreachable if none answers."""
         return len(self._metadata().brokers)
 
+    def brokers(self) -> dict[int, str]:
+        """The brokers that are alive, by their ids, and the addresses to which they send clients.
+        Raises KafkaUnreachable."""
+        return {each.id: f"{each.host}:{each.port}" for each in self._metadata().brokers.values()}
+
     def _metadata(self) -> ClusterMetadata:
         try:
             return self._client.list_topics(timeout=self._timeout)

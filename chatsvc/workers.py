@@ -18,9 +18,9 @@ from chatsvc.config import Config
 from chatsvc.errors import BrokerLost, ChatError, WorkerFailed
 from chatsvc.gathering import Gathering
 from chatsvc.listening import Listening
-from chatsvc.metrics import MetricsPort
 from chatsvc.reservation import Reservation
 from chatsvc.seats import SeatTable
+from chatsvc.sideport import SidePort
 
 _log = logging.getLogger(__name__)
 
@@ -54,8 +54,11 @@ class Supervisor:
             for slot in range(config.workers)
         ]
         self._reservation = Reservation()
-        registry = CollectorRegistry()
-        self._metrics_port = MetricsPort(registry, config.metrics_host, config.metrics_port)
+        self.registry = registry = CollectorRegistry()
+        gathering = Gathering(self._metrics_urls)
+        self._metrics_port = SidePort(
+            registry, config.metrics_host, config.metrics_port, gathering.readiness
+        )
         self._restarts = Counter(
             "chatsvc_worker_restarts",
             "Workers started again after their end",
@@ -64,7 +67,7 @@ class Supervisor:
         )
         for slot in range(config.workers):
             self._restarts.labels(str(slot))
-        registry.register(Gathering(self._metrics_urls))
+        registry.register(gathering)
         self._seats_fd = SeatTable.create(config.workers)
         self._seats = SeatTable(self._seats_fd)
         self._broker_thread = threading.Thread(target=self._run_broker, name="broker")

@@ -8,7 +8,7 @@ from chatsvc import __version__
 
 from .errors import OneLineGroup
 
-COMMANDS = ("bench", "health", "history", "join", "send", "serve", "topics", "verify")
+COMMANDS = ("bench", "doctor", "health", "history", "join", "send", "serve", "topics", "verify")
 """Each is the command of its name in the module of its name."""
 
 

@@ -126,6 +126,12 @@ def _options(ctx: click.Context, path: Path, section: Any) -> dict[str, Any]:
     help="After about so long subscribers are asked to connect again, to even out load; 0: never.",
 )
 @click.option(
+    "--reflection",
+    is_flag=True,
+    default=Config.reflection,
+    help="Let tools such as grpcurl ask for the services and their messages.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",

@@ -1,5 +1,6 @@
 """`chatsvc serve` as a process of its own, as a user runs it."""
 
+import http.client
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from waiting import eventually
 
@@ -84,6 +86,17 @@ class ServeProcess:
             lines = answer.read().decode().splitlines()
         samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in samples}
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """The status and the text of another page of the side port."""
+        address = urlsplit(self.metrics_url).netloc
+        connection = http.client.HTTPConnection(address, timeout=20)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode().strip()
+        finally:
+            connection.close()
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

@@ -20,11 +20,11 @@ class Site:
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
-        broker = EmbeddedBroker()
-        stack.callback(broker.close)
-        self.brokers = broker.start()
+        self.broker = EmbeddedBroker()
+        stack.callback(self.broker.close)
+        self.brokers = self.broker.start()
         for topic in (Config.topic, Config.connections_topic):
-            broker.make_topic(topic)
+            self.broker.make_topic(topic)
 
     def server(self, **settings: Any) -> tuple[Server, str]:
         """One more server and its address."""

@@ -8,18 +8,21 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from chatsvc.gathering import Gathering
-from chatsvc.metrics import Metrics, MetricsPort
+from chatsvc.metrics import Metrics
+from chatsvc.sideport import Readiness, SidePort
 
-Serve = Callable[[CollectorRegistry], str]
+Serve = Callable[..., str]
+
+READY = Readiness(True, "ok")
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Shows registries on ports of their own."""
-    ports: list[MetricsPort] = []
+    ports: list[SidePort] = []
 
-    def serve(registry: CollectorRegistry) -> str:
-        ports.append(MetricsPort(registry, "127.0.0.1", 0))
+    def serve(registry: CollectorRegistry, readiness: Readiness = READY) -> str:
+        ports.append(SidePort(registry, "127.0.0.1", 0, lambda: readiness))
         return ports[-1].start()
 
     yield serve
@@ -117,3 +120,33 @@ def test_a_page_of_something_else_is_left_out(serve: Serve) -> None:
         registry = gathered({"0": worker(serve, 3), "1": url})
         assert registry.get_sample_value("chatsvc_worker_up", {"worker": "1"}) == 0
         thread.join()
+
+
+def readiness(urls: Mapping[str, str | None]) -> Readiness:
+    return Gathering(lambda: urls, 1).readiness()
+
+
+def test_all_are_ready(serve: Serve) -> None:
+    """Nothing is said of workers that are ready."""
+    url = serve(CollectorRegistry())
+    assert readiness({"0": url, "1": url}) == (True, "ok")
+
+
+def test_one_that_is_ready_is_enough(serve: Serve, silent: str, nobody: str) -> None:
+    """The others are named with the reason: what they say, or that they say nothing."""
+    away = serve(CollectorRegistry(), Readiness(False, "no Kafka broker answers"))
+    ready = serve(CollectorRegistry())
+    assert readiness({"0": away, "1": ready, "2": silent, "3": nobody, "4": None}) == (
+        True,
+        "ok; worker 0: no Kafka broker answers; worker 2: does not answer; "
+        "worker 3: does not answer; worker 4: is starting",
+    )
+
+
+def test_without_one_that_is_ready_it_is_not_ready(serve: Serve) -> None:
+    """Clients should not come where no worker takes them."""
+    away = serve(CollectorRegistry(), Readiness(False, "the server is stopping"))
+    assert readiness({"0": away, "1": None}) == (
+        False,
+        "worker 0: the server is stopping; worker 1: is starting",
+    )

@@ -11,19 +11,21 @@ ROOT = Path(__file__).parents[1]
 # A module may import those of earlier rows, and its row's neighbours that stand before it.
 LAYERS = (
     ("errors", "model", "metadata", "varint", "listening", "logs", "process", "periodic"),
-    ("rules", "config", "records", "frames", "cursor", "entries", "presence"),
+    ("trace", "rules", "config", "records", "frames", "cursor", "entries", "presence"),
     ("tail", "replay", "history", "archive", "duplicates"),
     ("feed", "watchdog", "memory", "senders", "connection", "seats"),
     ("hub", "fanout", "registrar", "publishing", "feedwatch"),
     ("librdkafka", "rounds", "producer", "logclient", "consumer", "reader", "backfill"),
     ("topics", "embedded"),
-    ("metrics", "requests", "servicer", "link", "health", "pages", "subscription", "publisher"),
-    ("client",),
+    ("metrics", "statistics", "sideport", "requests", "servicer"),
+    ("link", "health", "reflection", "pages", "subscription", "publisher", "client"),
     ("server",),
     ("parent", "worker", "broker"),
     ("child", "reservation", "gathering", "workers"),
     ("bench.workload", "bench.ledger", "bench.histogram", "bench.receivers", "bench.senders"),
     ("bench.crew", "bench.watch", "bench.figures", "bench.chart", "bench.run"),
+    ("doctor.findings", "doctor.apiversions", "doctor.kafka", "doctor.servers"),
+    ("doctor.examination",),
     ("verify.plan", "verify.accounts", "verify.verdict"),
     ("verify.journal", "verify.writer", "verify.run"),
 )
@@ -34,9 +36,19 @@ MAY_IMPORT = {
         *("librdkafka", "producer", "logclient", "consumer", "reader", "backfill"),
         *("topics", "embedded"),
     },
-    "grpc": {"health", "requests", "servicer", "link", "pages", "publisher", "client", "server"},
-    "prometheus_client": {"metrics", "server", "gathering", "workers"},
-    "orjson": {"records"},
+    "grpc": {
+        "health",
+        "reflection",
+        "requests",
+        "servicer",
+        "link",
+        "pages",
+        "publisher",
+        "client",
+        "server",
+    },
+    "prometheus_client": {"metrics", "statistics", "sideport", "server", "gathering", "workers"},
+    "orjson": {"records", "statistics"},
     "psutil": {"bench.watch"},
     "pygal": {"bench.chart"},
     "click": set(),
@@ -46,7 +58,11 @@ MAY_IMPORT = {
 
 def _modules() -> list[Path]:
     package = ROOT / "chatsvc"
-    paths = [path for name in (".", "bench", "verify") for path in (package / name).glob("*.py")]
+    paths = [
+        path
+        for name in (".", "bench", "doctor", "verify")
+        for path in (package / name).glob("*.py")
+    ]
     return sorted(path for path in paths if path.stem != "__init__")
 
 

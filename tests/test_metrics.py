@@ -1,6 +1,4 @@
 import contextlib
-import http.client
-import socket
 import urllib.request
 from collections.abc import Iterable, Iterator
 
@@ -10,8 +8,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from chatsvc import metrics as metric
-from chatsvc.errors import CloseReason, PortTaken
-from chatsvc.metrics import Metrics, MetricsPort
+from chatsvc.errors import CloseReason
+from chatsvc.metrics import Metrics
+from chatsvc.sideport import Readiness, SidePort
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -24,7 +23,7 @@ def metrics() -> Metrics:
 @contextlib.contextmanager
 def shown(metrics: Metrics) -> Iterator[str]:
     """The URL of a port that shows `metrics`."""
-    port = MetricsPort(metrics.registry, "127.0.0.1", 0)
+    port = SidePort(metrics.registry, "127.0.0.1", 0, lambda: Readiness(True, "ok"))
     try:
         yield port.start()
     finally:
@@ -96,7 +95,7 @@ def test_every_metric_has_a_type_and_a_help_text(metrics: Metrics) -> None:
         families = scrape(url)
     assert all(family.documentation and family.type != "unknown" for family in families)
     names = {family.name for family in families}
-    assert {"process_resident_memory_bytes", "python_info"} <= names
+    assert {"process_resident_memory_bytes", "python_info", "python_gc_collections"} <= names
     ours = {name for name in names if not name.startswith(("process_", "python_"))}
     assert ours
     assert all(name.startswith("chatsvc_") for name in ours)
@@ -108,36 +107,3 @@ def test_registries_are_apart(metrics: Metrics) -> None:
     other.messages_received.inc()
     with shown(metrics) as url:
         assert samples(url)["chatsvc_messages_received_total", ()] == 0
-
-
-def test_a_taken_port_is_told(metrics: Metrics) -> None:
-    """A port in use raises PortTaken with the option that changes it, and close does nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        number = taken.getsockname()[1]
-        port = MetricsPort(metrics.registry, "127.0.0.1", number)
-        with pytest.raises(PortTaken) as raised:
-            port.start()
-        port.close()
-    assert raised.value.option == "--metrics-port"
-    assert raised.value.address == f"127.0.0.1:{number}"
-
-
-def test_an_unknown_host_is_told(metrics: Metrics) -> None:
-    """An address that is not of this machine raises PortTaken."""
-    with pytest.raises(PortTaken):
-        MetricsPort(metrics.registry, "192.0.2.1", 0).start()
-
-
-def test_close_frees_the_port(metrics: Metrics) -> None:
-    """After close nobody listens, and closing again does nothing."""
-    port = MetricsPort(metrics.registry, "127.0.0.1", 0)
-    address = port.start().removeprefix("http://").removesuffix("/metrics")
-    port.close()
-    port.close()
-    with pytest.raises(ConnectionRefusedError):
-        http.client.HTTPConnection(address, timeout=20).request("GET", "/metrics")
-
-
-def test_close_works_before_start(metrics: Metrics) -> None:
-    """A port that never listened can be closed."""
-    MetricsPort(metrics.registry, "127.0.0.1", 0).close()

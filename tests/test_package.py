@@ -1,5 +1,6 @@
 """What is in the wheel and in the source distribution."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -7,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from chatsvc import __version__
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,9 +47,27 @@ def test_the_wheel_holds_chatsvc_only(built: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"chatsvc"}
     wanted = {"py.typed", "pb/chat_pb2.py", "pb/chat_pb2.pyi", "pb/chat_pb2_grpc.py", "server.py"}
     wanted |= {f"cli/{path.name}" for path in (ROOT / "cli").glob("*.py")}
-    for package in ("bench", "verify"):
+    for package in ("bench", "doctor", "verify"):
         wanted |= {f"{package}/{path.name}" for path in (ROOT / "chatsvc" / package).glob("*.py")}
     assert {f"chatsvc/{name}" for name in wanted} <= set(names)
+    assert not [name for name in names if "test" in name.split("/")[-1]]
+    assert f"chatsvc-{__version__}-" in wheel.name
+
+
+def test_the_wheel_asks_for_what_is_tested(built: Path) -> None:
+    """Each requirement has the lower bound that tests/lowest.txt installs, and the program is
+    there."""
+    (wheel,) = built.glob("*.whl")
+    archive = zipfile.ZipFile(wheel)
+
+    def told(name: str) -> str:
+        (path,) = (each for each in archive.namelist() if each.endswith(f".dist-info/{name}"))
+        return archive.read(path).decode()
+
+    required = re.findall(r"^Requires-Dist: ([\w-]+)[^>]*>=([\d.]+)", told("METADATA"), re.M)
+    lowest = (ROOT / "tests" / "lowest.txt").read_text().split()
+    assert {f"{name}=={version}" for name, version in required} == set(lowest)
+    assert "chatsvc = chatsvc.cli.__main__:run" in told("entry_points.txt")
 
 
 def test_the_source_distribution_can_be_built_from(built: Path) -> None:
@@ -56,3 +77,5 @@ def test_the_source_distribution_can_be_built_from(built: Path) -> None:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"setup.cfg", "pyproject.toml", "README.md", "protos/chat.proto"} <= names
     assert {"chatsvc/server.py", "cli/main.py"} <= names
+    assert {"CHANGELOG.md", "ARCHITECTURE.md"} <= names
+    assert not [name for name in names if name.startswith((".", "deploy/", "dist/"))]

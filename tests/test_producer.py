@@ -69,6 +69,22 @@ def settled(outcomes: list[Outcomes]) -> bool:
     return eventually(lambda: all(outcomes))
 
 
+def headers(brokers: tuple[str, ...], outcomes: list[Outcomes]) -> list[object]:
+    """The headers of the records with these outcomes, all of one partition, by another client."""
+    places = [own[0] for own in outcomes]
+    assert all(isinstance(place, Acked) for place in places)
+    assert len({place.partition for place in places}) == 1
+    reader = Consumer({"bootstrap.servers": ",".join(brokers), "group.id": "test"})
+    reader.assign([TopicPartition(TOPIC, places[0].partition, 0)])
+    read = {}
+    while len(read) < len(places):
+        record = reader.poll(WAIT)
+        assert record is not None
+        read[record.offset()] = record.headers()
+    reader.close()
+    return [read[place.offset] for place in places]
+
+
 def stored(brokers: tuple[str, ...], place: Acked) -> tuple[bytes | None, bytes | None]:
     """The key and the value of the record at a place, read by another Kafka client."""
     reader = Consumer({"bootstrap.servers": ",".join(brokers), "group.id": "test"})
@@ -336,6 +352,35 @@ def test_rounds_keep_the_order(make_producer: MakeProducer) -> None:
     offsets = [own[0].offset for own in outcomes if isinstance(own[0], Acked)]
     assert len(offsets) == 5_000
     assert offsets == sorted(offsets)
+
+
+@pytest.mark.parametrize("every", [1, 2, 7])
+def test_traced_records_keep_their_place(
+    make_producer: MakeProducer, brokers: tuple[str, ...], every: int
+) -> None:
+    """Those with a trace id have it as a header, the others have none, and all of one key are in
+    the log in the order of the calls, in whatever rounds they were."""
+    producer = make_producer()
+    outcomes: list[Outcomes] = [[] for _ in range(2_000)]
+    for number, own in enumerate(outcomes):
+        trace_id = f"t-{number}" if number % every == 0 else ""
+        producer.publish(TOPIC, b"bob", b"x", own.append, trace_id=trace_id)
+    assert settled(outcomes)
+    offsets = [own[0].offset for own in outcomes if isinstance(own[0], Acked)]
+    assert offsets == list(range(2_000))
+    assert headers(brokers, outcomes) == [
+        [("trace-id", b"t-%d" % number)] if number % every == 0 else None for number in range(2_000)
+    ]
+
+
+def test_a_traced_record_that_librdkafka_refuses(make_producer: MakeProducer) -> None:
+    """It has its own outcome, as one without a trace id."""
+    producer = make_producer()
+    bad: Outcomes = []
+    producer.publish("x" * 1_000, b"bob", b"", bad.append, trace_id="t")
+    assert eventually(lambda: bad)
+    assert isinstance(bad[0], PublishFailed)
+    assert len(producer) == 0
 
 
 def test_a_record_that_librdkafka_refuses_takes_no_other_with_it(

@@ -16,7 +16,7 @@ from confluent_kafka import Producer as KafkaProducer
 from grpc._cython import cygrpc
 
 from chatsvc import link, metadata
-from chatsvc.client import ChatClient, Received
+from chatsvc.client import ChatClient, Received, send_once
 from chatsvc.config import Config
 from chatsvc.embedded import EmbeddedBroker
 from chatsvc.errors import KafkaUnreachable, PortTaken
@@ -309,6 +309,20 @@ def test_grpc_knows_the_channel_option(name: str) -> None:
 
 METRICS = [
     "connections_active",
+    "connections_limit",
+    "replays_active",
+    "publish_streams_active",
+    "duplicates_remembered",
+    "publish_latency_seconds",
+    "kafka_brokers_up",
+    "kafka_brokers_known",
+    "kafka_in_sync_replicas",
+    "kafka_connected",
+    "kafka_rtt_seconds",
+    "kafka_throttle_seconds",
+    "kafka_request_timeouts_total",
+    "kafka_queue_records",
+    "kafka_queue_bytes",
     "connections_total",
     "connections_failed_total",
     "disconnects_total",
@@ -355,6 +369,60 @@ def test_a_scrape_counts_what_happened(start_server: StartServer) -> None:
     for name in ("messages_published_total", "messages_delivered_total", "users_known"):
         assert f"chatsvc_{name} 1.0" in shown
     assert "chatsvc_message_latency_seconds_count 1.0" in shown
+
+
+def test_a_sender_waits_as_long_as_is_shown(start_server: StartServer) -> None:
+    """Each message that was confirmed is in the histogram once, by call and by stream; one that
+    was refused is not."""
+    server, listening = start_server()
+    with ChatClient("bob", [address(listening)]) as bob:
+        bob.connect()
+        bob.send("by a call")
+        outcomes: list[Any] = []
+        for _ in range(5):
+            bob.post("by a stream", on_outcome=lambda *outcome: outcomes.append(outcome))
+        assert eventually(lambda: len(outcomes) == 5)
+        with grpc.insecure_channel(address(listening)) as channel:
+            stub = chat_pb2_grpc.BroadcastStub(channel)
+            with pytest.raises(grpc.RpcError):
+                stub.BroadcastMessage(chat_pb2.Message(id="bob"), timeout=WAIT)
+    sample = server.metrics.registry.get_sample_value
+    assert sample("chatsvc_messages_published_total") == 6
+    assert eventually(lambda: sample("chatsvc_publish_latency_seconds_count") == 6)
+    assert 0 < (sample("chatsvc_publish_latency_seconds_sum") or 0) < 6 * WAIT
+
+
+def test_kafka_is_shown(start_server: StartServer) -> None:
+    """The embedded broker is up, in sync, connected to and answers, as its clients tell."""
+    server, listening = start_server(partitions_interval=0.1)
+    send_once("bob", "hi", [address(listening)])
+    sample = server.metrics.registry.get_sample_value
+    broker = {"client": "producer", "broker": "1"}
+    assert eventually(lambda: sample("chatsvc_kafka_connected", broker) == 1)
+    assert eventually(lambda: sample("chatsvc_kafka_rtt_seconds", broker))
+    assert sample("chatsvc_kafka_request_timeouts_total", broker) == 0
+    for client in ("producer", "chatting", "user-connections"):
+        queue = {"client": client}
+        assert eventually(lambda q=queue: sample("chatsvc_kafka_queue_records", q) == 0)
+    assert sample("chatsvc_kafka_brokers_up") == 1
+    assert sample("chatsvc_kafka_brokers_known") == 1
+    partition = {"topic": "chatting", "partition": "0"}
+    assert sample("chatsvc_kafka_in_sync_replicas", partition) == 1
+
+
+def test_what_is_open_is_shown(start_server: StartServer) -> None:
+    """The limit of streams, streams of Publish, and the messages whose repetition is noticed."""
+    server, listening = start_server(max_connections=7)
+    with ChatClient("bob", [address(listening)]) as bob:
+        bob.connect()
+        bob.post("hi")
+        received(bob)
+        sample = server.metrics.registry.get_sample_value
+        assert sample("chatsvc_connections_limit") == 7
+        assert sample("chatsvc_publish_streams_active") == 1
+        assert sample("chatsvc_duplicates_remembered") == 1
+        assert eventually(lambda: sample("chatsvc_replays_active") == 0)
+        assert eventually(lambda: sample("chatsvc_publish_streams_active") == 0)
 
 
 def test_no_metric_names_a_user(start_server: StartServer) -> None:

@@ -51,7 +51,11 @@ CURSORS = CursorFormat(b"the topic")
 
 
 def append_at_once(
-    key: bytes, value: bytes, done: Callable[[Acked | ChatError], None], timeout: float | None = 0
+    key: bytes,
+    value: bytes,
+    done: Callable[[Acked | ChatError], None],
+    timeout: float | None = 0,
+    trace_id: str = "",
 ) -> None:
     """A publish that is confirmed before it returns."""
     done(Acked(0, 0, -1))
@@ -346,6 +350,7 @@ class Publisher:
         value: bytes,
         done: Callable[[Acked | ChatError], None],
         timeout: float | None = None,
+        trace_id: str = "",
     ) -> None:
         self.value, self.done, self.timeout = value, done, timeout
         self.called.set()
@@ -378,7 +383,11 @@ def test_many_wait_for_acks_at_once() -> None:
     waiting: list[Callable[[Acked | ChatError], None]] = []
 
     def publish(
-        key: bytes, value: bytes, done: Callable[[Acked | ChatError], None], timeout: float = 0
+        key: bytes,
+        value: bytes,
+        done: Callable[[Acked | ChatError], None],
+        timeout: float = 0,
+        trace_id: str = "",
     ) -> None:
         waiting.append(done)
 
@@ -426,7 +435,11 @@ def test_a_failed_publish_is_a_status(
     """A refusal, at once or after a while, reaches the client in words, with when to try again."""
 
     def publish(
-        key: bytes, value: bytes, done: Callable[[Acked | ChatError], None], timeout: float = 0
+        key: bytes,
+        value: bytes,
+        done: Callable[[Acked | ChatError], None],
+        timeout: float = 0,
+        trace_id: str = "",
     ) -> None:
         if at == "once":
             raise failure
@@ -835,7 +848,11 @@ def test_a_full_producer_refuses_at_once() -> None:
     broker.close()
 
     def publish(
-        key: bytes, value: bytes, done: Callable[[Acked | ChatError], None], timeout: float
+        key: bytes,
+        value: bytes,
+        done: Callable[[Acked | ChatError], None],
+        timeout: float,
+        trace_id: str = "",
     ) -> None:
         producer.publish("chatting", key, value, done, timeout)
 

@@ -261,6 +261,21 @@ def test_a_started_worker_takes_part_again(server: ServeProcess, open_streams: O
     assert {stream.next() for stream in streams} == {"again"}
 
 
+def test_one_worker_that_is_ready_is_enough(server: ServeProcess) -> None:
+    """The supervisor's port says that it is ready, and which worker does not answer."""
+    assert eventually(lambda: server.ask("/readyz") == (200, "ok"), WAIT)
+    assert server.ask("/healthz") == (200, "ok")
+    stopped = workers(server)[1]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        status, text = server.ask("/readyz")
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert status == 200
+    assert re.fullmatch(r"ok; worker [01]: does not answer", text)
+    assert eventually(lambda: server.ask("/readyz") == (200, "ok"), WAIT)
+
+
 def test_the_limit_is_one_for_all(server: ServeProcess, open_streams: OpenStreams) -> None:
     """Exactly so many streams, whichever workers they are at, also after a worker was killed."""
     streams = open_streams(LIMIT)

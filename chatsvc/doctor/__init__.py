@@ -1,0 +1,1 @@
+"""The doctor: looks at Kafka, the servers and this machine, and says what is wrong."""
