@@ -79,7 +79,7 @@ down:
 
 kafka-up:
 	@if docker info >/dev/null 2>&1; then \
-		$(COMPOSE) up --detach init-topics && $(COMPOSE) logs init-topics; \
+		$(COMPOSE) run --rm init-topics; \
 	else \
 		$(KAFKA) up --ports $(KAFKA_PORTS); \
 	fi
