@@ -46,6 +46,8 @@ def contained_chatsvc(app: Path, user: int, *arguments: str) -> list[str]:
     python = f"python{sysconfig.get_python_version()}"
     command = [
         *("env", f"PYTHONPATH={PLACE}/app:{PLACE}/packages", "PYTHONDONTWRITEBYTECODE=1"),
+        # A Python that was built for another place looks for its library there.
+        f"LD_LIBRARY_PATH={PLACE}/python/lib",
         *(f"{PLACE}/python/bin/{python}", "-m", "chatsvc.cli", *arguments),
     ]
     return contained(user, files, command)

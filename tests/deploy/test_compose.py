@@ -204,9 +204,7 @@ def test_serve_takes_every_variable(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @every_server
-def test_a_server_has_room_for_all_its_threads(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_has_room_for_all_its_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`pids_limit` counts threads: one a subscriber that sends heartbeats, and the others; so many
     streams fit into the files that it may open."""
     service = compose.services("full")[name]
@@ -283,10 +281,8 @@ def test_the_kernel_takes_the_settings_of_nginx() -> None:
     """Each is one of a network namespace, which docker may set for a container."""
     needs_root()
     settings = compose.services("full")["nginx"]["sysctls"]
-    lines = [
-        f"echo {value} > /proc/sys/{name.replace('.', '/')} && cat /proc/sys/{name.replace('.', '/')}"
-        for name, value in settings.items()
-    ]
+    files = {f"/proc/sys/{name.replace('.', '/')}": value for name, value in settings.items()}
+    lines = [f"echo {value} > {file}; cat {file}" for file, value in files.items()]
     answer = subprocess.run(
         ["unshare", "--net", "sh", "-ec", "\n".join(lines)],
         capture_output=True,

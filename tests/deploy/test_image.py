@@ -91,14 +91,12 @@ def test_a_server_needs_no_right_and_writes_nothing(
 
 @pytest.mark.root
 def test_the_topics_are_made_by_the_image(app: Path) -> None:
-    """The entry point of the service that makes topics is a shell, which the image has: what it
-    calls is a command of the image, and says in a line what is wrong."""
+    """The entry point of the service that makes topics is a shell, which the image has; what it
+    calls is a command of the image, with options that it knows."""
     service = compose.services("full")["init-topics"]
     assert service["entrypoint"][0] == "sh"
     arguments = service["command"][0].splitlines()[0].replace('"$REPLICAS"', "3").split()
     assert arguments[0] == "chatsvc"
-    (port,) = free_ports(1)
-    asked = contained_chatsvc(app, user(), *arguments[1:], "--brokers", f"localhost:{port}")
+    asked = contained_chatsvc(app, user(), *arguments[1:], "--help")
     answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-    assert answer.returncode == 1
-    assert answer.stderr.startswith("Cannot reach Kafka at ")
+    assert answer.returncode == 0, answer.stderr
