@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -34,30 +35,41 @@ def behind(tmp_path: Path) -> Iterator[Behind]:
 
 
 class Idle:
-    """A stream of the seed's CreateStream, which has no heartbeats, through nginx to a server of
-    its own, since a while."""
+    """A stream of the seed's CreateStream, which has no heartbeats, and one of Publish, through
+    nginx to a server of their own; both are silent."""
 
     def __init__(self, server: ServeProcess, nginx: Nginx) -> None:
         self.server = server
-        self.nginx = nginx
         self._channel = grpc.insecure_channel(nginx.address)
-        self._stub: Any = chat_pb2_grpc.BroadcastStub(self._channel)
+        self._broadcast: Any = chat_pb2_grpc.BroadcastStub(self._channel)
         user = chat_pb2.User(id="patient", name="patient")
-        self.stream = self._stub.CreateStream(chat_pb2.Connect(user=user, active=True))
+        self.stream = self._broadcast.CreateStream(chat_pb2.Connect(user=user, active=True))
         self.stream.initial_metadata()
+        self._requests: SimpleQueue[chat_pb2.PublishRequest | None] = SimpleQueue()
+        chat: Any = chat_pb2_grpc.ChatStub(self._channel)
+        self._results = chat.Publish(iter(self._requests.get, None))
+        assert self.publish("hello") == chat_pb2.Outcome.COMMITTED
         self._began = time.monotonic()
 
     def wait(self, seconds: float) -> float:
-        """Waits until the stream is so old, and returns how old it is."""
+        """Waits until both have been silent for so long, and returns for how long."""
         time.sleep(max(0.0, self._began + seconds - time.monotonic()))
         return time.monotonic() - self._began
 
     def send(self, content: str) -> None:
-        """Sends to the stream's room on the same connection."""
-        self._stub.BroadcastMessage(chat_pb2.Message(id="patient", content=content), timeout=60)
+        """Sends to the first stream's room, by a call."""
+        message = chat_pb2.Message(id="patient", content=content)
+        self._broadcast.BroadcastMessage(message, timeout=60)
+
+    def publish(self, *contents: str) -> int:
+        """Sends to another room by the second stream; returns what became of all of them."""
+        messages = [chat_pb2.Message(id="patient", content=each, room="x") for each in contents]
+        self._requests.put(chat_pb2.PublishRequest(messages=messages))
+        (status,) = {outcome.status for outcome in next(self._results).outcomes}
+        return int(status)
 
     def close(self) -> None:
-        self.stream.cancel()
+        self._requests.put(None)
         self._channel.close()
 
 
@@ -69,9 +81,9 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Idle]:
     try:
         nginx = Nginx(directory, 3 * [server.address])
         try:
-            stream = Idle(server, nginx)
-            yield stream
-            stream.close()
+            streams = Idle(server, nginx)
+            yield streams
+            streams.close()
         finally:
             nginx.close()
     finally:

@@ -13,6 +13,7 @@ import pytest
 
 from chatsvc.client import send_once
 from chatsvc.metadata import SERVER_ID
+from chatsvc.pb import chat_pb2
 
 from .conftest import Behind, Idle
 from .nginx import Nginx
@@ -163,12 +164,15 @@ def test_who_comes_when_no_server_is_there_is_told_so(
         assert error.details() == "no chat server answers"
 
 
-def test_a_quiet_stream_is_left_alone(idle: Idle, measured: Measured) -> None:
+def test_quiet_streams_are_left_alone(idle: Idle, measured: Measured) -> None:
     """Without a message or a heartbeat for more than three minutes, three times of what nginx
-    gives it by default: it still is there, and the next message comes through it."""
-    age = idle.wait(IDLE_SECONDS)
+    gives them by default, both are still there. A stream of Publish may carry more than the
+    megabyte that nginx takes for a request by default."""
+    silence = idle.wait(IDLE_SECONDS)
     assert not idle.stream.done()
     idle.send("still there?")
     assert next(idle.stream).content == "still there?"
-    measured(f"a message after {age:.0f} s of silence")
+    for _ in range(30):
+        assert idle.publish(*15 * ["x" * 4_000]) == chat_pb2.Outcome.COMMITTED
+    measured(f"messages in both directions after {silence:.0f} s of silence")
     assert idle.server.metrics()["chatsvc_connections_total"] == 1
