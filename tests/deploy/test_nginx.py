@@ -164,6 +164,7 @@ def test_who_comes_when_no_server_is_there_is_told_so(
         assert error.details() == "no chat server answers"
 
 
+@pytest.mark.timeout(600)
 def test_quiet_streams_are_left_alone(idle: Idle, measured: Measured) -> None:
     """Without a message or a heartbeat for more than three minutes, three times of what nginx
     gives them by default, both are still there. A stream of Publish may carry more than the
