@@ -574,7 +574,9 @@ class Brokers:
 
     def _format(self, brokers: Sequence[Broker], command: Sequence[str]) -> None:
         """Make data directories; all at once, since each one is a JVM that starts."""
-        format_command = [*command, "kafka.tools.StorageTool", "format", "-t", self._cluster_id()]
+        # With =, since one id in 64 begins with a dash, which would look like an option.
+        cluster_id = f"--cluster-id={self._cluster_id()}"
+        format_command = [*command, "kafka.tools.StorageTool", "format", cluster_id]
         with contextlib.ExitStack() as logs:
             tools = [
                 subprocess.Popen(
