@@ -390,8 +390,8 @@ def test_the_topics_are_made(cluster: Brokers, topic_options: list[str]) -> None
 @pytest.mark.kafka
 def test_one_broker_runs_with_the_settings_of_the_small_profile(tmp_path: Path) -> None:
     """A real one starts with them and has its topics made; the number of replicas of the other
-    profile is refused, instead of fewer being made in silence. Its cluster's id is one of those, one
-    in 64, that begin with a dash."""
+    profile is refused, instead of fewer being made in silence. Its cluster's id is one of those,
+    one in 64, that begin with a dash."""
     (tmp_path / "cluster.id").write_text("-S7m-VQsQm-IbR62WL6OaQ")
     properties = decisions(compose.services("small")["kafka-small"])
     with Brokers(tmp_path, count=1, properties=properties) as broker:
