@@ -13,11 +13,16 @@ KAFKA = $(PYTHON) deploy/kafka/brokers.py
 SECONDS = 600
 SEED = 1
 
-.PHONY: help server client test soak system-packages kafka-up kafka-down clean
+# make up: full, with three brokers, or small, with one.
+PROFILE = full
+
+.PHONY: help server client test soak system-packages up down kafka-up kafka-down clean
 
 help:
 	@echo "make server              a server with a broker in memory, or with BROKERS=localhost:9092,..."
 	@echo "make client USER=alice   talk, at SERVER=$(SERVER)"
+	@echo "make up                  all of it by docker: servers behind nginx, dashboards; also PROFILE=small"
+	@echo "make down                stop it; messages are kept"
 	@echo "make kafka-up            three Kafka brokers on $(KAFKA_PORTS), by docker or else by Java"
 	@echo "make kafka-down          stop them"
 	@echo "make test                all tests (Python, Java 17 and Maven; as root)"
@@ -40,14 +45,17 @@ client: $(CHATSVC)
 $(VENV)/bin/tox: | $(CHATSVC)
 	$(VENV)/bin/python -m pip install --quiet 'tox>=4.20'
 
-# What tests of faults need beside Python, Java and Maven.
+# What tests need beside Python, Java and Maven. RUNLEVEL: no service is started by its installation.
 system-packages:
 	@missing=$$( \
+		PATH=$$PATH:/usr/sbin:/sbin command -v nginx >/dev/null || echo nginx; \
+		command -v promtool >/dev/null || echo prometheus; \
 		PATH=$$PATH:/usr/sbin:/sbin command -v ip >/dev/null || echo iproute2; \
 		ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || echo libfaketime); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update --quiet && apt-get install --quiet --yes $$missing; \
+		apt-get update --quiet && \
+			RUNLEVEL=1 apt-get install --quiet --yes --no-install-recommends $$missing; \
 	else \
 		echo "The tests need more packages: sudo apt-get install" $$missing >&2; exit 1; \
 	fi
@@ -59,15 +67,25 @@ soak: $(VENV)/bin/tox
 	$(VENV)/bin/tox run -e py -- tests/faults/test_soak.py --log-cli-level=INFO \
 		--soak-seconds=$(SECONDS) --soak-seed=$(SEED) --timeout=$$(($(SECONDS) + 600))
 
+up:
+	@docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1 || { \
+		echo "make up needs docker, running, with its plugin compose (2.24 or newer)." \
+			"Without it: make kafka-up, then make server BROKERS=..." >&2; exit 1; }
+	$(COMPOSE) --profile $(PROFILE) up --detach
+	@echo "Clients: localhost:8085   Dashboard: http://localhost:3000   Kafka UI: http://localhost:8080"
+
+down:
+	COMPOSE_PROFILES=full,small $(COMPOSE) down
+
 kafka-up:
 	@if docker info >/dev/null 2>&1; then \
-		$(COMPOSE) up --detach && $(COMPOSE) wait init-topics; \
+		$(COMPOSE) run --rm init-topics; \
 	else \
 		$(KAFKA) up --ports $(KAFKA_PORTS); \
 	fi
 
 kafka-down:
-	@if docker info >/dev/null 2>&1; then $(COMPOSE) down; else $(KAFKA) down; fi
+	@if docker info >/dev/null 2>&1; then $(MAKE) down; else $(KAFKA) down; fi
 
 clean: kafka-down
 	rm -rf $(VENV) .tox .kafka build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -91,11 +91,12 @@ class Topics:
         known = self._metadata().topics
         return {topic: count for topic, count in topics.items() if topic not in known}
 
-    def create(self, topics: dict[str, int]) -> list[str]:
-        """Creates topics with so many partitions each, on three brokers if there are so many,
-        with LogAppendTime. One that exists meanwhile is left alone. Returns warnings for people.
-        Raises TopicFailed or KafkaUnreachable."""
-        replicas = min(REPLICATION, self.reach())
+    def create(self, topics: dict[str, int], replicas: int | None = None) -> list[str]:
+        """Creates topics with so many partitions each, on `replicas` brokers or else on three if
+        there are so many, with LogAppendTime. One that exists meanwhile is left alone. Returns
+        warnings for people. Raises TopicFailed, also if there are fewer brokers than `replicas`,
+        or KafkaUnreachable."""
+        replicas = replicas or min(REPLICATION, self.reach())
         config = {
             "min.insync.replicas": str(MIN_IN_SYNC if replicas >= REPLICATION else 1),
             "message.timestamp.type": "LogAppendTime",
@@ -113,8 +114,8 @@ class Topics:
             return []
         return [
             f"{', '.join(topics)} created with replication factor {replicas} and "
-            "min.insync.replicas 1, for there are fewer than three brokers: "
-            "losing one broker may lose messages"
+            "min.insync.replicas 1, which is for fewer than three brokers: "
+            "losing one may lose messages"
         ]
 
     def describe(self, topic: str) -> TopicDescription:

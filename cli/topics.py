@@ -57,13 +57,18 @@ def _admin(config: Config) -> Topics:
 
 
 @topics.command()
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 100),
+    help="Brokers that keep each message. [default: three, or as many as there are]",
+)
 @_kafka_options
-def create(config: Config) -> None:
-    """Create the topics that are missing, on three brokers if there are three."""
+def create(config: Config, replicas: int | None) -> None:
+    """Create the topics that are missing."""
     admin = _admin(config)
     wanted = default_partitions(config)
     missing = admin.missing(wanted)
-    for warning in admin.create(missing) if missing else ():
+    for warning in admin.create(missing, replicas) if missing else ():
         click.echo(f"Warning: {warning}", err=True)
     for topic in wanted:
         click.echo(f"{topic}: {'created' if topic in missing else 'exists'}")
