@@ -181,7 +181,7 @@ def test_kafka_goes_away_below_a_server(site: Site) -> None:
     """The server serves on for a while; that nothing can be sent is found all the same."""
     _, address = site.server(publish_timeout=0.5)
     site.broker.close()
-    answer = doctor("--server", address, "--timeout", "2", "--json")
+    answer = doctor("--server", address, "--timeout", "30", "--json")
     assert answer.exit_code == 1
     ((level, text),) = findings(answer)[f"message {address}"]
     assert level == "fail"
