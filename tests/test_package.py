@@ -71,11 +71,11 @@ def test_the_wheel_asks_for_what_is_tested(built: Path) -> None:
 
 
 def test_the_source_distribution_can_be_built_from(built: Path) -> None:
-    """It has the package, the command line and the proto."""
+    """It has the package, the command line, the proto, and what README links to."""
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"setup.cfg", "pyproject.toml", "README.md", "protos/chat.proto"} <= names
     assert {"chatsvc/server.py", "cli/main.py"} <= names
-    assert {"CHANGELOG.md", "ARCHITECTURE.md"} <= names
+    assert {"CHANGELOG.md", "ARCHITECTURE.md", "docs/operations.md"} <= names
     assert not [name for name in names if name.startswith((".", "deploy/", "dist/"))]
