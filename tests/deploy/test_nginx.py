@@ -1,11 +1,13 @@
 """nginx.conf: a real nginx over real servers and brokers, while things happen to them."""
 
+import subprocess
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from signal import SIGKILL, SIGTERM, Signals
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import Any
 
 import grpc
@@ -21,6 +23,7 @@ from brokers import Brokers
 from conftest import Measured, Serve
 from faults.calls import Chat
 from faults.conftest import CLIENTS, Verify, load
+from faults.conftest import STREAMS as OPEN
 from serving import ServeProcess
 from waiting import eventually
 
@@ -145,6 +148,47 @@ def test_a_server_that_ends_costs_its_clients_a_reconnect(
     verdict = running.finish()
     measured(str(verdict))
     assert 1 <= verdict.reconnects <= CLIENTS
+
+
+def streams(servers: list[ServeProcess]) -> float:
+    """How many they have in all."""
+    return sum(server.metrics()[OPEN] for server in servers)
+
+
+@pytest.mark.timeout(300)
+def test_a_server_that_hangs_is_left(
+    nginx: Nginx, servers: list[ServeProcess], verify: Verify, measured: Measured
+) -> None:
+    """SIGSTOP, which nginx cannot tell: the kernel takes connections still. Its clients hear
+    nothing and come back, until they are at another server."""
+    running = verify([nginx.address])
+    hung = next(server for server in servers if server.metrics()[OPEN])
+    others = [server for server in servers if server is not hung]
+    began = time.monotonic()
+    hung.signal(SIGSTOP)
+    assert eventually(lambda: streams(others) == CLIENTS, 150)
+    measured(f"its clients are at the other servers after {time.monotonic() - began:.0f} s")
+    hung.signal(SIGCONT)
+    load([nginx.address])
+    measured(str(running.finish()))
+
+
+def test_a_client_that_hangs_is_noticed(
+    nginx: Nginx, servers: list[ServeProcess], measured: Measured
+) -> None:
+    """nginx keeps its stream and answers the server's pings, but there are no heartbeats."""
+    command = [sys.executable, "-m", "chatsvc.cli", "join", "zoe", "--server", nginx.address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as client:
+        try:
+            assert eventually(lambda: streams(servers) == 1, 60)
+            began = time.monotonic()
+            client.send_signal(SIGSTOP)
+            assert eventually(lambda: streams(servers) == 0, 120)
+            measured(f"its stream is freed after {time.monotonic() - began:.0f} s")
+        finally:
+            client.kill()
+    gone = 'chatsvc_disconnects_total{reason="gone"}'
+    assert sum(server.metrics().get(gone, 0) for server in servers) == 1
 
 
 def test_who_comes_when_no_server_is_there_is_told_so(
