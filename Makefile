@@ -50,6 +50,8 @@ system-packages:
 	@missing=$$( \
 		PATH=$$PATH:/usr/sbin:/sbin command -v nginx >/dev/null || echo nginx; \
 		command -v promtool >/dev/null || echo prometheus; \
+		command -v go >/dev/null || echo golang-go; \
+		command -v npm >/dev/null || echo npm; \
 		PATH=$$PATH:/usr/sbin:/sbin command -v ip >/dev/null || echo iproute2; \
 		ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || echo libfaketime); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
