@@ -72,10 +72,12 @@ func listen(chat chatpb.ChatClient, request *chatpb.SubscribeRequest, joined cha
 		for _, message := range delivery.Messages {
 			fmt.Printf("%s: %q\n", message.Id, message.Content)
 		}
-		if request.Cursor == nil {
-			joined <- true
+		if len(delivery.Cursor) > 0 { // not with going_away
+			if request.Cursor == nil {
+				joined <- true
+			}
+			request.Cursor = delivery.Cursor // now that all before it is printed
 		}
-		request.Cursor = delivery.Cursor // now that all before it is printed
 		if away := delivery.GoingAway; away != nil {
 			time.AfterFunc(time.Duration(away.DelayMs)*time.Millisecond, cancel)
 		}

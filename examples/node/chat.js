@@ -29,7 +29,7 @@ const listen = (joined) => new Promise((over) => {
     watchdog.refresh()
     for (const {start, end} of gaps ?? []) console.error(`up to ${end - start} messages are lost`)
     for (const {id, content} of messages ?? []) console.log(`${id}: ${JSON.stringify(content)}`)
-    request.cursor = cursor // now that all before it is printed
+    if (cursor?.length) request.cursor = cursor // now that all before it is printed; none with going_away
     if (going_away) setTimeout(() => stream.cancel(), going_away.delay_ms)
     joined()
   })
