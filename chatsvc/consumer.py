@@ -26,9 +26,6 @@ OnPositions = Callable[[Mapping[int, int]], None]
 before the consumer's thread starts, and in that thread when partitions are new or a position is no
 longer in the log."""
 
-ASK_AGAIN_SECONDS = 0.2
-_PASSING = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT})
-
 
 class TopicConsumer:
     """Reads all partitions of `topic` from positions that `start` resolves.
@@ -102,17 +99,6 @@ class TopicConsumer:
         self._thread.start()
 
     def _resolve(self, client: KafkaConsumer, deadline: float) -> dict[int, int]:
-        """Looks until `deadline` where to begin: a new client that cannot connect at once, since
-        brokers are busy or restart, says that all are down."""
-        while True:
-            try:
-                return self._look(client, deadline)
-            except KafkaException as error:
-                if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
-                    raise
-                self._closing.wait(ASK_AGAIN_SECONDS)
-
-    def _look(self, client: KafkaConsumer, deadline: float) -> dict[int, int]:
         def left() -> float:
             return max(0.1, deadline - time.monotonic())
 
