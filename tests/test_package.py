@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import checkout
 import pytest
 
 from chatsvc import __version__
@@ -19,18 +20,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the wheel and the source distribution of this tree."""
     directory = tmp_path_factory.mktemp("dist")
     tree = directory / "tree"
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, tracked.stdout.split("\0")):
-        if (ROOT / name).is_file():  # a file may be deleted and not committed yet
-            target = tree / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((ROOT / name).read_bytes())
+    checkout.copy(tree)
     subprocess.run(
         [sys.executable, "-m", "build", "--outdir", str(directory), str(tree)],
         check=True,

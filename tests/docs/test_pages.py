@@ -36,27 +36,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @each_page
-def test_paths_exist(page: Path) -> None:
-    """Files that are named are there."""
-    assert not list(bad_paths(page.read_text()))
-
-
-@each_page
-def test_commands_can_be_typed(page: Path) -> None:
-    """Each is taken, with its options, by the program that it names."""
-    assert not list(bad_commands(page.read_text()))
-
-
-@each_page
-def test_metrics_exist(page: Path) -> None:
-    """Those that are named are in the list of them."""
-    assert not list(bad_metrics(page.read_text()))
-
-
-@each_page
-def test_python_is_python(page: Path) -> None:
-    """It parses, and what it imports is there."""
-    assert not list(bad_python(page.read_text()))
+@pytest.mark.parametrize("check", [bad_paths, bad_commands, bad_metrics, bad_python])
+def test_what_a_page_names_is_there(check: Any, page: Path) -> None:
+    """Files; commands, which are taken with their options by the program that they name; metrics;
+    and Python, which parses and imports what there is."""
+    assert not list(check(page.read_text()))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,15 +10,15 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import psutil
+import checkout
 import pytest
 
 from chatsvc.client import ChatClient
 
+import resources
 from serving import ServeProcess
 from waiting import eventually
 
-ROOT = Path(__file__).parents[2]
 TEXTS = ["안녕하세요", "a \N{ROCKET}", 'with "quotes"']
 
 pytestmark = pytest.mark.timeout(600)  # what is built the first time is fetched and compiled
@@ -43,16 +42,7 @@ def run(*command: str, cwd: Path) -> None:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what is in git of examples/ and protos/."""
     tree = tmp_path_factory.mktemp("tree")
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "examples", "protos"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    for name in listed.stdout.splitlines():
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tree / name)
+    checkout.copy(tree, "examples", "protos")
     return tree
 
 
@@ -188,8 +178,8 @@ def test_they_miss_nothing(
         ann.connect()
         sent = 0
         for _ in range(2):
-            for worker in workers(server):
-                worker.send_signal(signal.SIGKILL)
+            for worker in resources.children(server.pid, "chatsvc.worker"):
+                os.kill(worker, signal.SIGKILL)
                 for number in range(sent, sent + 5):
                     ann.send(str(number))
                 sent += 5
@@ -213,15 +203,6 @@ def has_all(example: Example, sent: int) -> bool:
     """Whether it has what was sent, and what the two have said in the end."""
     own = [*example.said_by("gopher"), *example.said_by("nodey")]
     return len(example.said_by("ann")) >= sent and len(own) >= 2
-
-
-def workers(server: ServeProcess) -> list[psutil.Process]:
-    """The processes of a server that clients are at."""
-    return [
-        child
-        for child in psutil.Process(server.pid).children()
-        if "chatsvc.worker" in child.cmdline()
-    ]
 
 
 @pytest.mark.parametrize("language", ["go", "node"])
