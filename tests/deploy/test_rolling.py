@@ -71,11 +71,10 @@ def site(brokers: Brokers, serve: Serve, behind: Behind, topic_options: list[str
 @contextmanager
 def audience(address: str) -> Iterator[Readers]:
     """Clients that are all connected, in some processes."""
-    arguments = [address, ROOM]
     with ExitStack() as stack:
         readers: Readers = []
-        for name in ("a", "b")[:PROCESSES]:
-            command = [sys.executable, str(PROGRAM), *arguments, name]
+        for number in range(PROCESSES):
+            command = [sys.executable, str(PROGRAM), address, ROOM, str(number)]
             command += [str(CLIENTS // PROCESSES), str(WAIT)]
             reader = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
