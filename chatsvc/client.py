@@ -352,7 +352,7 @@ class ChatClient:
         assert self._subscription is not None  # as above
         ended_for = self._subscription.ended_for
         link.close()
-        self._put([Lost(link.server, ended_for or cause(error))])
+        self._put([Lost(link.server, ended_for or cause(error, link.server))])
         gone: list[Event] = []
         self._missed = True
         # A server that goes away has given this client its own moment to come to another one.
@@ -461,9 +461,10 @@ def _deliver(
             left = _left(deadline)
             seconds = backoff.next(asked_pause(error))
             if is_final(error) or (left is not None and left <= seconds):
-                raise SendFailed(cause(error), maybe_written=not is_final(error)) from error
+                text = cause(error, link.server)
+                raise SendFailed(text, maybe_written=not is_final(error)) from error
             if not server_spoke(error):
-                on_refused(cause(error))
+                on_refused(cause(error, link.server))
         except ValueError:  # the channel was closed under the call: the stream has moved
             seconds = backoff.next()
         if not pause(seconds):

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from chatsvc.errors import ConnectionFailed
 from chatsvc.link import CHANNEL_OPTIONS, cause
+from chatsvc.proxy import way
 
 SERVICES = ("", "chat.Broadcast", "chat.Chat")
 """Each has the same status; the first is the server as a whole."""
@@ -76,13 +77,13 @@ def ask(server: str, timeout: float) -> str:
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except grpc.RpcError as error:
-            raise ConnectionFailed(_cause(error), (server,)) from error
+            raise ConnectionFailed(_cause(error, server), (server,)) from error
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
-def _cause(error: Any) -> str:
+def _cause(error: Any, server: str) -> str:
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return "no answer in time"
+        return f"no answer in time{way(server)}"
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return "what answers has no health service"
-    return cause(error)
+    return cause(error, server)

@@ -10,6 +10,7 @@ import grpc
 from chatsvc import metadata
 from chatsvc.errors import ConnectionFailed
 from chatsvc.pb import chat_pb2, chat_pb2_grpc
+from chatsvc.proxy import way
 
 CONNECT_SECONDS = 5.0
 """How long one attempt to connect may take."""
@@ -73,7 +74,10 @@ class Link:
             beat_ms = keys.get(metadata.HEARTBEAT, "")
             seconds = int(beat_ms) / 1_000 if beat_ms.isdecimal() else None
             return Registration(keys[metadata.SERVER_ID], seconds, keys.get(metadata.CURSOR, b""))
-        text = "no answer in time" if call.code() is grpc.StatusCode.CANCELLED else cause(call)
+        if call.code() is grpc.StatusCode.CANCELLED:
+            text = f"no answer in time{way(self.server)}"
+        else:
+            text = cause(call, self.server)
         raise ConnectionFailed(text, (self.server,))
 
     def send(self, message: chat_pb2.Message, timeout: float, trace_id: str = "") -> None:
@@ -140,14 +144,15 @@ def server_spoke(error: Any) -> bool:
     return is_final(error) or metadata.RETRY_AFTER in keys
 
 
-def cause(error: Any) -> str:
-    """What went wrong, for people."""
+def cause(error: Any, server: str = "") -> str:
+    """What went wrong, for people; on the way to `server`, if that is given, also through which
+    proxy."""
     details = error.details() or ""
     if server_spoke(error) or error.code() is not grpc.StatusCode.UNAVAILABLE:
         return details or str(error.code().name).lower().replace("_", " ")
     for text, words in _TRANSPORT_WORDS:
         if text in details:
-            return words
+            return f"{words}{way(server)}"
     return "connection lost"
 
 
@@ -155,6 +160,7 @@ _TRANSPORT_WORDS = (
     ("Connection refused", "connection refused"),
     ("DNS resolution failed", "unknown host"),
     ("Domain name not found", "unknown host"),
+    ("HTTP proxy returned", "refused"),
     ("Failed parsing HTTP/2", "what answers is no gRPC server"),
     ("Network is unreachable", "network unreachable"),
     ("No route to host", "no route to host"),

@@ -57,7 +57,7 @@ class Pages:
             try:
                 return self._links[0].history(request, PAGE_SECONDS)
             except grpc.RpcError as error:
-                said = cause(error)
+                said = cause(error, self._links[0].server)
                 if is_final(error):
                     break
             self._links.append(self._links.pop(0))

@@ -18,7 +18,7 @@ LAYERS = (
     ("librdkafka", "rounds", "producer", "logclient", "consumer", "reader", "backfill"),
     ("topics", "embedded"),
     ("metrics", "statistics", "sideport", "requests", "servicer"),
-    ("link", "health", "reflection", "pages", "subscription", "publisher", "client"),
+    ("proxy", "link", "health", "reflection", "pages", "subscription", "publisher", "client"),
     ("server",),
     ("parent", "worker", "broker"),
     ("child", "reservation", "gathering", "workers"),
