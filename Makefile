@@ -3,6 +3,7 @@ PYTHON ?= python3
 BROKERS ?=
 SERVER ?= localhost:8081
 KAFKA_PORTS = 9092,9093,9094
+KAFKA_DIRECTORY = .kafka
 
 VENV = .venv
 CHATSVC = $(VENV)/bin/chatsvc
@@ -83,11 +84,11 @@ kafka-up:
 	@if docker info >/dev/null 2>&1; then \
 		$(COMPOSE) run --rm init-topics; \
 	else \
-		$(KAFKA) up --ports $(KAFKA_PORTS); \
+		$(KAFKA) up --directory $(KAFKA_DIRECTORY) --ports $(KAFKA_PORTS); \
 	fi
 
 kafka-down:
-	@if docker info >/dev/null 2>&1; then $(MAKE) down; else $(KAFKA) down; fi
+	@if docker info >/dev/null 2>&1; then $(MAKE) down; else $(KAFKA) down --directory $(KAFKA_DIRECTORY); fi
 
 clean: kafka-down
-	rm -rf $(VENV) .tox .kafka build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tox $(KAFKA_DIRECTORY) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
