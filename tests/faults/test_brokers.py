@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from chatsvc.cli.main import main
 
-from .calls import Chat, caught_up
+from .calls import Chat, caught_up, contents_until
 from .conftest import Verify, all_is_acked, load
 from .machine import full, small_disk
 from .roles import controller, follower, leader, wait_until_in_sync
@@ -137,6 +137,8 @@ def test_without_enough_brokers_sending_is_refused_and_reading_goes_on(
     with Chat(servers[0].address) as chat, Chat(servers[1].address) as other:
         _, _, cursor = caught_up(chat.subscribe())
         chat.publish(0, 50)
+        for each in (chat, other):  # an ack does not say that either server has read it yet
+            assert contents_until(each.subscribe(cursor), "49")
         brokers.kill(1)
         brokers.kill(2)
         with ThreadPoolExecutor(4) as pool:
