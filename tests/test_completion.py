@@ -41,9 +41,10 @@ def test_options_are_completed() -> None:
     assert complete("chatsvc", "serve", "--log-format", "j") == {"json"}
 
 
-def test_readme_says_how() -> None:
+def test_the_documentation_says_how() -> None:
     """Its line for bash works: after it, bash completes the program by it."""
-    line = re.search(r"^    (eval .*_CHATSVC_COMPLETE=bash_source.*)$", readme(), re.M)
+    page = (ROOT / "docs" / "getting-started.md").read_text()
+    line = re.search(r"^(eval .*_CHATSVC_COMPLETE=bash_source.*)$", page, re.M)
     assert line is not None
     path = f"{PROGRAM.parent}:{os.environ['PATH']}"
     answer = subprocess.run(
@@ -55,10 +56,6 @@ def test_readme_says_how() -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert "_chatsvc_completion" in answer.stdout
-
-
-def readme() -> str:
-    return (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -67,5 +67,7 @@ def test_the_source_distribution_can_be_built_from(built: Path) -> None:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"setup.cfg", "pyproject.toml", "README.md", "protos/chat.proto"} <= names
     assert {"chatsvc/server.py", "cli/main.py"} <= names
-    assert {"CHANGELOG.md", "ARCHITECTURE.md", "docs/operations.md"} <= names
+    assert {"CHANGELOG.md", "ARCHITECTURE.md", "docs/latency.svg"} <= names
+    linked = re.findall(r"\]\(([\w/.-]+\.md)\b", (ROOT / "README.md").read_text())
+    assert {"docs/concepts.md", "docs/operations.md"} <= set(linked) <= names
     assert not [name for name in names if name.startswith((".", "deploy/", "dist/"))]
