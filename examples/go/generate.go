@@ -1,6 +1,6 @@
 //go:build generate
 
-// chatpb is made of the proto, by plugins of the versions in go.mod, and not kept: go generate.
+// Package chatpb is made of the proto by the plugins of the versions in go.mod, and not kept in git.
 package main
 
 import (
@@ -9,4 +9,4 @@ import (
 )
 
 //go:generate go build -o bin/ google.golang.org/grpc/cmd/protoc-gen-go-grpc google.golang.org/protobuf/cmd/protoc-gen-go
-//go:generate python3 -m grpc_tools.protoc --plugin=bin/protoc-gen-go --plugin=bin/protoc-gen-go-grpc -I../../protos --go_out=. --go-grpc_out=. --go_opt=module=example.com/chat,Mchat.proto=example.com/chat/chatpb --go-grpc_opt=module=example.com/chat,Mchat.proto=example.com/chat/chatpb chat.proto
+//go:generate protoc --plugin=bin/protoc-gen-go --plugin=bin/protoc-gen-go-grpc -I../../protos --go_out=. --go-grpc_out=. --go_opt=module=example.com/chat,Mchat.proto=example.com/chat/chatpb --go-grpc_opt=module=example.com/chat,Mchat.proto=example.com/chat/chatpb chat.proto

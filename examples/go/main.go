@@ -1,19 +1,24 @@
-// A client in Go: prints what is said and says each line of its input, until that ends.
+// A client of chatsvc in Go: prints what is said and says each line of its input, until that ends.
+// Go 1.19 or newer and protoc make it:
 //
-//	go generate && go build -o chat . && ./chat -server localhost:8081 -user gopher
+//	go generate && go build -o chat . && ./chat --server localhost:8081 --user gopher
+//
+// When its server is lost, or sends it away, it goes on where it was, and sends again with the same id.
 package main
 
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"flag"
 	"fmt"
 	"log"
+	"math/rand"
 	"os"
+	"regexp"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -21,87 +26,81 @@ import (
 	"example.com/chat/chatpb"
 )
 
-const silence = 30 * time.Second // two of the server's heartbeats
+var (
+	server  = flag.String("server", "localhost:8081", "`host:port`")
+	user    = flag.String("user", "gopher", "who you are")
+	room    = flag.String("room", "", "which room; none: the lobby")
+	control = regexp.MustCompile(`\p{Cc}`) // what would move a terminal's cursor
+)
+
+const silence = 30 * time.Second // two of a server's heartbeats
+
+var reconnect = grpc.ConnectParams{MinConnectTimeout: 5 * time.Second, Backoff: backoff.Config{
+	BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second}}
 
 func main() {
-	log.SetFlags(0)
-	server := flag.String("server", "localhost:8081", "`host:port`")
-	user := flag.String("user", "gopher", "who you are")
-	room := flag.String("room", "", "which room; none: the lobby")
 	flag.Parse()
-	channel, err := grpc.NewClient(*server, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	channel, err := grpc.NewClient(*server, grpc.WithConnectParams(reconnect),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		log.Fatal(err)
 	}
-	request := &chatpb.SubscribeRequest{User: &chatpb.User{Id: *user}, Rooms: []string{*room}}
-	joined := make(chan bool, 1)
-	go func() {
-		for { // a stream that is lost goes on in the next one, where it was
-			err := listen(chatpb.NewChatClient(channel), request, joined)
-			if request.Cursor == nil || status.Code(err) == codes.InvalidArgument {
-				log.Fatal(status.Convert(err).Message())
-			}
-			time.Sleep(time.Second)
-		}
-	}()
-	<-joined
+	go follow(chatpb.NewChatClient(channel))
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		say(chatpb.NewBroadcastClient(channel), &chatpb.Message{Id: *user, Room: *room, Content: lines.Text()})
+		id := fmt.Sprintf("%x-%x", time.Now().UnixNano(), rand.Uint64())
+		send(chatpb.NewBroadcastClient(channel), &chatpb.Message{
+			Id: *user, Room: *room, Content: lines.Text(), MessageId: id})
 	}
 }
 
-// listen prints what comes, and keeps the place in request.Cursor, until the stream ends.
-func listen(chat chatpb.ChatClient, request *chatpb.SubscribeRequest, joined chan<- bool) error {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	watchdog := time.AfterFunc(silence, cancel)
-	stream, err := chat.Subscribe(ctx)
-	if err == nil {
-		stream.Send(request) // Recv tells if this fails
-		err = stream.CloseSend()
-	}
-	for err == nil {
-		var delivery *chatpb.Delivery
-		if delivery, err = stream.Recv(); err != nil {
-			break
+// follow prints what comes, by one stream after the other.
+func follow(chat chatpb.ChatClient) {
+	from := &chatpb.SubscribeRequest{User: &chatpb.User{Id: *user}, Rooms: []string{*room}, Last: 20}
+	for {
+		ctx, leave := context.WithCancel(context.Background())
+		watchdog := time.AfterFunc(silence, leave)
+		stream, err := chat.Subscribe(ctx)
+		if err == nil {
+			stream.Send(from) // what is wrong, Recv tells
+			stream.CloseSend()
 		}
-		watchdog.Reset(silence)
-		for _, gap := range delivery.Gaps {
-			log.Printf("up to %d messages are lost", gap.End-gap.Start)
-		}
-		for _, message := range delivery.Messages {
-			fmt.Printf("%s: %q\n", message.Id, message.Content)
-		}
-		if len(delivery.Cursor) > 0 { // not with going_away
-			if request.Cursor == nil {
-				joined <- true
+		for delivery := new(chatpb.Delivery); err == nil; delivery, err = stream.Recv() {
+			watchdog.Reset(silence)
+			for _, gap := range delivery.Gaps {
+				log.Printf("up to %d messages are lost", gap.End-gap.Start)
 			}
-			request.Cursor = delivery.Cursor // now that all before it is printed
+			for _, message := range delivery.Messages {
+				fmt.Printf("%s: %s\n", message.Id, control.ReplaceAllString(message.Content, " "))
+			}
+			if len(delivery.Cursor) > 0 { // only now that all before it is printed
+				from.Cursor, from.Last = delivery.Cursor, 0
+			}
+			if delivery.GoingAway != nil {
+				time.AfterFunc(time.Duration(delivery.GoingAway.DelayMs)*time.Millisecond, leave)
+			}
 		}
-		if away := delivery.GoingAway; away != nil {
-			time.AfterFunc(time.Duration(away.DelayMs)*time.Millisecond, cancel)
+		leave()
+		if !again(err) {
+			os.Exit(1)
 		}
 	}
-	return err
 }
 
-// say sends a message, again with the same id for as long as it may not be written.
-func say(broadcast chatpb.BroadcastClient, message *chatpb.Message) {
-	var id [16]byte
-	if _, err := rand.Read(id[:]); err != nil {
-		log.Fatal(err)
-	}
-	message.MessageId = fmt.Sprintf("%x", id)
+// send returns when all in-sync replicas have the message, or when they never will.
+func send(broadcast chatpb.BroadcastClient, message *chatpb.Message) {
 	for {
 		ctx, cancel := context.WithTimeout(context.Background(), silence)
 		_, err := broadcast.BroadcastMessage(ctx, message)
 		cancel()
-		if err == nil {
-			return
-		} else if status.Code(err) == codes.InvalidArgument {
-			log.Print("not sent: ", status.Convert(err).Message())
+		if err == nil || !again(err) {
 			return
 		}
-		time.Sleep(time.Second)
 	}
+}
+
+// again waits until another attempt is due, and tells whether it can help.
+func again(err error) bool {
+	log.Print(status.Convert(err).Message())
+	time.Sleep(time.Duration(rand.Int63n(int64(time.Second))))
+	return status.Code(err) != codes.InvalidArgument
 }

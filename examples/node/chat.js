@@ -1,61 +1,72 @@
-// A client in JavaScript: prints what is said and says each line of its input, until that ends.
+// A client of chatsvc in Node: prints what is said and says each line of its input, until that ends.
+// Node 18.3 or newer:
 //
-//   npm install && node chat.js --server localhost:8081 --user node
-import {randomUUID} from 'node:crypto'
-import {createInterface} from 'node:readline'
-import {setTimeout as sleep} from 'node:timers/promises'
-import {fileURLToPath} from 'node:url'
-import {parseArgs} from 'node:util'
-import grpc from '@grpc/grpc-js'
-import {loadSync} from '@grpc/proto-loader'
+//   npm install && node chat.js --server localhost:8081 --user noddy
+//
+// When its server is lost, or sends it away, it goes on where it was, and sends again with the same id.
+'use strict';
+const { randomUUID } = require('node:crypto');
+const { createInterface } = require('node:readline');
+const { setTimeout: sleep } = require('node:timers/promises');
+const { parseArgs } = require('node:util');
+const grpc = require('@grpc/grpc-js');
+const { loadSync } = require('@grpc/proto-loader');
 
-const text = (value) => ({type: 'string', default: value})
-const {server, user, room} = parseArgs({
-  options: {server: text('localhost:8081'), user: text('node'), room: text('')},
-}).values
-const proto = fileURLToPath(new URL('../../protos/chat.proto', import.meta.url))
-const {Chat, Broadcast} = grpc.loadPackageDefinition(loadSync(proto, {keepCase: true})).chat
-const chat = new Chat(server, grpc.credentials.createInsecure())
-const broadcast = new Broadcast(server, grpc.credentials.createInsecure())
-const SILENCE = 30_000 // two of the server's heartbeats
-const isFinal = (error) => error.code === grpc.status.INVALID_ARGUMENT
-const request = {user: {id: user}, rooms: [room]}
+const text = (value) => ({ type: 'string', default: value });
+const options = { server: text('localhost:8081'), user: text('noddy'), room: text('') };
+const { server, user, room } = parseArgs({ options }).values;
+const proto = loadSync(`${__dirname}/../../protos/chat.proto`, { defaults: true, longs: Number });
+const { Chat, Broadcast } = grpc.loadPackageDefinition(proto).chat;
+const channel = [server, grpc.credentials.createInsecure(), { 'grpc.max_reconnect_backoff_ms': 5_000 }];
+const chat = new Chat(...channel);
+const broadcast = new Broadcast(...channel);
+const SILENCE = 30_000; // two of a server's heartbeats
 
-// Prints what comes, and keeps the place in request.cursor, until the stream ends.
-const listen = (joined) => new Promise((over) => {
-  const stream = chat.Subscribe()
-  let watchdog = setTimeout(() => stream.cancel(), SILENCE)
-  stream.on('data', ({messages, cursor, gaps, going_away}) => {
-    watchdog.refresh()
-    for (const {start, end} of gaps ?? []) console.error(`up to ${end - start} messages are lost`)
-    for (const {id, content} of messages ?? []) console.log(`${id}: ${JSON.stringify(content)}`)
-    if (cursor?.length) request.cursor = cursor // now that all before it is printed; none with going_away
-    if (going_away) setTimeout(() => stream.cancel(), going_away.delay_ms)
-    joined()
-  })
-  stream.on('error', (error) => { clearTimeout(watchdog); over(error) })
-  stream.on('end', () => clearTimeout(watchdog))
-  stream.end(request)
-})
-
-// Sends a message, again with the same id for as long as it may not be written.
-const say = async (content) => {
-  const message = {id: user, room, content, message_id: randomUUID()}
+// Prints what comes, by one stream after the other.
+async function follow() {
+  const from = { user: { id: user }, rooms: [room], last: 20 };
   for (;;) {
-    const deadline = Date.now() + SILENCE
-    const error = await new Promise((done) => broadcast.BroadcastMessage(message, {deadline}, done))
-    if (!error) return
-    if (isFinal(error)) return console.error(`not sent: ${error.details}`)
-    await sleep(1_000)
+    const stream = chat.Subscribe();
+    const leave = () => stream.cancel();
+    const watchdog = setTimeout(leave, SILENCE);
+    let error = { details: 'the stream has ended' };
+    stream.end(from);
+    try {
+      for await (const { messages, cursor, gaps, goingAway } of stream) {
+        watchdog.refresh();
+        for (const { start, end } of gaps) console.error(`up to ${end - start} messages are lost`);
+        for (const { id, content } of messages) console.log(`${id}: ${content.replace(/\p{Cc}/gu, ' ')}`);
+        if (cursor.length) Object.assign(from, { cursor, last: 0 }); // only now that all before it is printed
+        if (goingAway) setTimeout(leave, goingAway.delayMs);
+      }
+    } catch (thrown) {
+      error = thrown;
+    }
+    clearTimeout(watchdog);
+    if (!await again(error)) process.exit(1);
   }
 }
 
-await new Promise(async (joined) => {
-  for (;;) { // a stream that is lost goes on in the next one, where it was
-    const error = await listen(joined)
-    if (!request.cursor || isFinal(error)) { console.error(error.details); process.exit(1) }
-    await sleep(1_000)
+// Resolves when all in-sync replicas have the message, or when they never will.
+async function send(message) {
+  let error;
+  do {
+    const deadline = Date.now() + SILENCE;
+    error = await new Promise((done) => broadcast.BroadcastMessage(message, { deadline }, done));
+  } while (error && await again(error));
+}
+
+// Waits until another attempt is due, and tells whether it can help.
+async function again({ code, details }) {
+  console.error(details);
+  await sleep(1_000 * Math.random());
+  return code !== grpc.status.INVALID_ARGUMENT;
+}
+
+follow();
+(async () => {
+  for await (const content of createInterface({ input: process.stdin })) {
+    await send({ id: user, room, content, messageId: randomUUID() });
   }
-})
-for await (const line of createInterface({input: process.stdin})) await say(line)
-process.exit()
+  process.exit();
+})();

@@ -1,215 +1,196 @@
-"""The clients in examples/, built as their first lines say, at a real server."""
+"""The clients of examples/ at real servers: what others copy must be right."""
 
-import os
-import re
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from signal import SIGKILL, SIGTERM, Signals
 
-import checkout
+import grpc
 import pytest
+from checkout import ROOT
 
-from chatsvc.client import ChatClient
+from chatsvc.client import ChatClient, Received, send_once
+from chatsvc.pb import chat_pb2, chat_pb2_grpc
 
-import resources
-from serving import ServeProcess
+from .conftest import LANGUAGES, Example
+from .program import WAIT
+from brokers import Brokers, free_ports
+from conftest import Serve, StartServer
+from faults.machine import needs
 from waiting import eventually
 
-TEXTS = ["안녕하세요", "a \N{ROCKET}", 'with "quotes"']
-
-pytestmark = pytest.mark.timeout(600)  # what is built the first time is fetched and compiled
-
-
-def run(*command: str, cwd: Path) -> None:
-    """Runs a command of a build; what it says is shown if it fails."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, "PATH": path, "GOTOOLCHAIN": "local"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+SAID = {
+    "go": "안녕하세요! Go입니다.",
+    "python": "I am \N{SNAKE}, a family: 👨‍👩‍👧",
+    "node": "반갑습니다 Node예요! \N{GRINNING FACE}",
+}
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is in git of examples/ and protos/."""
-    tree = tmp_path_factory.mktemp("tree")
-    checkout.copy(tree, "examples", "protos")
-    return tree
+def test_they_talk_with_each_other_and_with_python(serve: Serve, example: Example) -> None:
+    """Each sees what all say in its room, once and in order, and nothing of another one; it ends
+    when its input does."""
+    server = serve(None).address
+    programs = {each: example(each, server, "--room", "tea") for each in LANGUAGES}
+    with ChatClient("python", [server], ["tea"]) as python:
+        python.connect()
+        for number, (user, content) in enumerate(SAID.items()):
+            send_once("stranger", f"{number} in the lobby", [server])
+            if user == "python":
+                python.send(content, room="tea")
+            else:
+                programs[user].say(content)
+            for program in programs.values():
+                program.expect(f"{user}: {content}")
+        heard = [python.receive(WAIT) for _ in SAID]
+    assert [(each.user, each.content) for each in heard if isinstance(each, Received)] == [
+        *SAID.items()
+    ]
+    for program in programs.values():
+        assert program.finish() == 0, program.stderr
+        assert program.lines == [f"{user}: {content}" for user, content in SAID.items()]
 
 
-@pytest.fixture(scope="module")
-def go(tree: Path) -> list[str]:
-    """The client in Go."""
-    directory = tree / "examples" / "go"
-    run("go", "generate", cwd=directory)
-    run("go", "vet", ".", cwd=directory)
-    run("go", "build", "-o", "chat", ".", cwd=directory)
-    return [str(directory / "chat")]
-
-
-@pytest.fixture(scope="module")
-def node(tree: Path) -> list[str]:
-    """The client in JavaScript."""
-    directory = tree / "examples" / "node"
-    run("npm", "install", "--no-package-lock", "--no-audit", "--no-fund", cwd=directory)
-    return ["node", str(directory / "chat.js")]
-
-
-class Example:
-    """An example that runs; its output goes to files."""
-
-    def __init__(self, command: list[str], server: str, user: str, directory: Path) -> None:
-        self._out = directory / f"{user}.out"
-        self._err = directory / f"{user}.err"
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self._process = subprocess.Popen(
-                [*command, "--server", server, "--user", user],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=err,
-            )
-
-    @property
-    def lines(self) -> list[str]:
-        return self._out.read_text().splitlines()
-
-    @property
-    def errors(self) -> list[str]:
-        return self._err.read_text().splitlines()
-
-    def said_by(self, user: str) -> list[str]:
-        return [line for line in self.lines if line.startswith(f"{user}: ")]
-
-    def say(self, *texts: str) -> None:
-        assert self._process.stdin
-        self._process.stdin.write("".join(f"{text}\n" for text in texts).encode())
-        self._process.stdin.flush()
-
-    def end(self) -> int:
-        """Ends its input, and waits for it."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        return self._process.wait(60)
-
-    def __enter__(self) -> "Example":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.kill()
-        self._process.wait(20)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServeProcess]:
-    """Two workers, which may be killed, over a broker that stays."""
-    process = ServeProcess.started(tmp_path / "server", "--workers", "2")
-    try:
-        yield process
-    finally:
-        process.close()
-
-
-def present(server: ServeProcess) -> float:
-    """How many streams the server has."""
-    found = server.metrics().items()
-    return sum(value for name, value in found if name.startswith("chatsvc_connections_active"))
-
-
-def has_lines(example: Example, count: int) -> bool:
-    return len(example.lines) == count
-
-
-def printed(user: str, text: str) -> str:
-    quoted = text.replace('"', '\\"')
-    return f'{user}: "{quoted}"'
-
-
-def test_they_talk(go: list[str], node: list[str], server: ServeProcess, tmp_path: Path) -> None:
-    """What one says all print, once and in order; each ends with its input, when all is sent."""
-    with ExitStack() as stack:
-        examples = [
-            stack.enter_context(Example(command, server.address, user, tmp_path))
-            for command, user in ((go, "gopher"), (node, "nodey"))
-        ]
-        assert eventually(lambda: present(server) == 2, 60), [each.errors for each in examples]
-        with ChatClient("ann", [server.address]) as ann:
-            ann.connect()
-            for text in TEXTS:
-                ann.send(text)
-        for example in examples:
-            example.say(*TEXTS)
-        for example in examples:
-            assert eventually(partial(has_lines, example, 9), 60), example.lines
-            for user in ("ann", "gopher", "nodey"):
-                assert example.said_by(user) == [printed(user, text) for text in TEXTS]
-        for example in examples:
-            example.say("the last", "x" * 5_000)
-            assert example.end() == 0
-            (error,) = example.errors
-            assert re.fullmatch("not sent: .*at most 4096 characters.*", error)
-        with ChatClient("bob", [server.address], last=2) as bob:
-            bob.connect()
-            last = [event.content for event in iter(lambda: bob.receive(20), None)][:2]
-        assert last == ["the last", "the last"]
-
-
-def test_they_miss_nothing(
-    go: list[str], node: list[str], server: ServeProcess, tmp_path: Path
+@pytest.mark.kafka
+@pytest.mark.parametrize("number", [SIGKILL, SIGTERM], ids=lambda number: number.name)
+def test_the_loss_of_a_server_costs_nothing(
+    brokers: Brokers, serve: Serve, example: Example, number: Signals
 ) -> None:
-    """Their server is killed while somebody talks, and again: they go on where they were."""
-    with ExitStack() as stack:
-        examples = [
-            stack.enter_context(Example(command, server.address, user, tmp_path))
-            for command, user in ((go, "gopher"), (node, "nodey"))
-        ]
-        assert eventually(lambda: present(server) == 2, 60), [each.errors for each in examples]
-        ann = stack.enter_context(ChatClient("ann", [server.address]))
-        ann.connect()
-        sent = 0
-        for _ in range(2):
-            for worker in resources.children(server.pid, "chatsvc.worker"):
-                os.kill(worker, signal.SIGKILL)
-                for number in range(sent, sent + 5):
-                    ann.send(str(number))
-                sent += 5
-                assert eventually(partial(all_up, server), 60)
-        for example in examples:
-            example.say("here")
-        wanted = [printed("ann", str(number)) for number in range(sent)]
-        for example in examples:
-            assert eventually(partial(has_all, example, sent), 60), example.lines
-            assert example.said_by("ann") == wanted
-            assert not example.errors
+    """While it is away the clients are given more to say, and more is said elsewhere. When there is
+    one again at the same address, everybody has everything once, each sender's in order."""
+    lost, other = serve(brokers), serve(brokers)
+    programs = {each: example(each, lost.address) for each in LANGUAGES}
+    with ChatClient("python", [other.address]) as python:
+        python.connect()
+        acked: list[str] = []
+
+        def say(numbers: range) -> None:
+            for program in programs.values():
+                program.say(*map(str, numbers))
+            for each in numbers:
+                python.post(str(each), on_outcome=lambda acked_id, _: acked.append(acked_id))
+
+        def heard_by_all(content: str) -> None:
+            for program in programs.values():
+                for user in SAID:
+                    program.expect(f"{user}: {content}")
+
+        say(range(1))
+        heard_by_all("0")
+        say(range(1, 50))
+        programs["node"].expect("node: 10")
+        lost.signal(number)
+        lost.wait(WAIT)
+        say(range(50, 100))
+        assert eventually(lambda: len(acked) == 100, WAIT)
+        serve(brokers, "--port", lost.address.rpartition(":")[2])
+        say(range(100, 150))
+        heard_by_all("149")
+    for program in programs.values():
+        assert program.finish() == 0, program.stderr
+        heard = defaultdict(list)
+        for line in program.lines:
+            user, _, content = line.partition(": ")
+            heard[user].append(content)
+        assert heard == {user: [*map(str, range(150))] for user in SAID}
 
 
-def all_up(server: ServeProcess) -> bool:
-    """Whether both workers serve."""
-    samples = server.metrics()
-    return all(samples.get(f'chatsvc_worker_up{{worker="{number}"}}') for number in (0, 1))
+def test_they_go_when_they_are_asked_to(start_server: StartServer, example: Example) -> None:
+    """And come back, with nothing missed: the server has to send none of them away."""
+    server, listening = start_server(max_stream_age=1.0)
+    address = f"127.0.0.1:{listening.port}"
+    programs = [example(each, address) for each in LANGUAGES]
+
+    def ended(reason: str) -> float:
+        labels = {"reason": reason}
+        value = server.metrics.registry.get_sample_value("chatsvc_disconnects_total", labels)
+        return value or 0.0
+
+    for word in map(str, range(8)):
+        for program in programs:
+            program.say(word)
+        for program in programs:
+            for user in LANGUAGES:
+                program.expect(f"{user}: {word}")
+        assert eventually(lambda word=word: ended("left") >= int(word), WAIT)
+    assert ended("moved") == 0
+    for program in programs:
+        assert program.finish() == 0, program.stderr
+        assert len(program.lines) == len(set(program.lines)) == 16
 
 
-def has_all(example: Example, sent: int) -> bool:
-    """Whether it has what was sent, and what the two have said in the end."""
-    own = [*example.said_by("gopher"), *example.said_by("nodey")]
-    return len(example.said_by("ann")) >= sent and len(own) >= 2
+class Fickle(chat_pb2_grpc.ChatServicer):
+    """A server that falls silent on a user's first stream after some heartbeats, and tells of a
+    loss on the second. `asked` has what each of them began with."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, list[chat_pb2.SubscribeRequest]] = defaultdict(list)
+
+    def Subscribe(  # noqa: N802
+        self, requests: Iterator[chat_pb2.SubscribeRequest], context: grpc.ServicerContext
+    ) -> Iterator[chat_pb2.Delivery]:
+        request = next(requests)
+        asked = self.asked[request.user.id]
+        asked.append(request)
+        left = threading.Event()
+        context.add_callback(left.set)
+        if len(asked) == 1:
+            for beat in range(3):
+                yield chat_pb2.Delivery(cursor=f"after {beat}".encode())
+        else:
+            gaps = [chat_pb2.Gap(partition=1, start=0, end=7)]
+            yield chat_pb2.Delivery(gaps=gaps, cursor=b"after a gap")
+        left.wait(2 * WAIT)
 
 
-@pytest.mark.parametrize("language", ["go", "node"])
-def test_no_server_is_told(language: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """In a line, and the exit code says so."""
-    with Example(request.getfixturevalue(language), "localhost:1", "x", tmp_path) as example:
-        assert eventually(lambda: example.errors, 60)
-        (line,) = example.errors
-        assert re.search(r"refused|ECONNREFUSED|No connection established", line)
-        assert example.end() == 1
+def test_a_silent_server_is_left(
+    host: Callable[[chat_pb2_grpc.ChatServicer], str], example: Example
+) -> None:
+    """After two heartbeats that did not come; it goes on with the newest cursor."""
+    server = Fickle()
+    address = host(server)
+    programs = {each: example(each, address) for each in LANGUAGES}
+    for language, program in programs.items():
+        program.expect_error("up to 7 messages are lost")
+        first, second = server.asked[language]
+        assert (first.last, first.cursor) == (20, b"")
+        assert (second.last, second.cursor) == (0, b"after 2")
+        assert program.finish() == 0
+
+
+def test_what_is_refused_is_told(serve: Serve, example: Example, language: str) -> None:
+    """A line that cannot be sent is told, and the next ones are sent."""
+    program = example(language, serve(None).address)
+    program.say("x" * 4_097, "and \x1b[31mred")
+    program.expect(f"{language}: and  [31mred")
+    assert program.finish() == 0
+    told = program.stderr.strip().splitlines()
+    assert len(told) == 1
+    assert told[0].endswith("content: must be at most 4096 characters")
+
+
+def test_a_client_that_is_refused_ends(serve: Serve, example: Example, language: str) -> None:
+    """As one with no name."""
+    program = example(language, serve(None).address, "--user", "")
+    assert program.wait() == 1
+    assert "user.id: must not be empty" in program.stderr
+
+
+def test_a_server_that_comes_later_is_found(serve: Serve, example: Example) -> None:
+    """Who starts before it is told so, and what was said until then is sent."""
+    (port,) = free_ports(1)
+    programs = {each: example(each, f"localhost:{port}") for each in LANGUAGES}
+    for language, program in programs.items():
+        program.say(f"{language} waits")
+        program.expect_error("")
+    serve(None, "--port", str(port))
+    for program in programs.values():
+        for language in LANGUAGES:
+            program.expect(f"{language}: {language} waits")
+        assert program.finish() == 0
+
+
+def test_the_go_code_is_formatted() -> None:
+    """As gofmt has it."""
+    command = [needs("gofmt", "golang-go"), "-l", str(ROOT / "examples" / "go" / "main.go")]
+    assert not subprocess.run(command, capture_output=True, check=True, timeout=WAIT).stdout
