@@ -2,7 +2,9 @@
 
 import contextlib
 import itertools
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,9 @@ from waiting import eventually
 sys.path.insert(0, str(Path(__file__).parents[1] / "deploy" / "kafka"))
 
 from brokers import Brokers
+
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 4 << 30
 
 StartServer = Callable[..., tuple[Server, Listening]]
 Serve = Callable[..., ServeProcess]
@@ -91,9 +96,20 @@ _topic_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
+def log_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where brokers keep their logs: in memory, if there is room. Their elections and starts wait
+    for the disk at each step, and one that has to sync hundreds of small files takes seconds."""
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM_BYTES:
+        with tempfile.TemporaryDirectory(prefix="chatsvc-kafka-", dir=MEMORY) as directory:
+            yield Path(directory)
+    else:
+        yield tmp_path_factory.mktemp("kafka")
+
+
+@pytest.fixture(scope="session")
+def cluster(log_directory: Path) -> Iterator[Brokers]:
     """Three brokers that run as long as the session. Fails where they cannot start."""
-    with Brokers(tmp_path_factory.mktemp("kafka")) as brokers:
+    with Brokers(log_directory / "cluster") as brokers:
         yield brokers
 
 

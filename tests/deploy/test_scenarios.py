@@ -33,10 +33,10 @@ class Machine:
     """A checkout on a machine without docker, whose brokers are at ports and in a directory of the
     tests' own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kafka: Path) -> None:
         ports = free_ports(3)
         self.brokers = ",".join(f"localhost:{port}" for port in ports)
-        self._kafka = directory / "kafka"
+        self._kafka = kafka
         self._variables = [
             *(f"PYTHON={sys.executable}", f"VENV={sys.prefix}"),
             f"KAFKA_PORTS={','.join(map(str, ports))}",
@@ -84,9 +84,9 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine(tmp_path_factory: pytest.TempPathFactory, log_directory: Path) -> Iterator[Machine]:
     """`make kafka-up` was typed, and `make kafka-down` is at the end."""
-    made = Machine(tmp_path_factory.mktemp("machine"))
+    made = Machine(tmp_path_factory.mktemp("machine"), log_directory / "machine")
     try:
         assert made.made("kafka-up") == f"Kafka is up: {made.brokers}\n"
         yield made

@@ -162,13 +162,14 @@ def test_without_enough_brokers_sending_is_refused_and_reading_goes_on(
 
 @pytest.mark.root
 def test_a_full_disk_costs_a_pause(
-    serve: Serve, topic_options: list[str], verify: Verify, measured: Measured, tmp_path: Path
+    serve: Serve, topic_options: list[str], verify: Verify, measured: Measured, log_directory: Path
 ) -> None:
     """The leader of a partition cannot write any more, ends, and comes back when there is room."""
     with ExitStack() as stack:
-        disk = tmp_path / "kafka" / "broker-1" / "data"
+        kafka = log_directory / "full"
+        disk = kafka / "broker-1" / "data"
         stack.enter_context(small_disk(disk, mebibytes=8))
-        brokers = stack.enter_context(Brokers(tmp_path / "kafka"))
+        brokers = stack.enter_context(Brokers(kafka))
         servers = [serve(brokers), serve(brokers)]
         stack.callback(lambda: [server.close() for server in servers])
         wait_until_in_sync(brokers, topic_options[1], topic_options[3])
