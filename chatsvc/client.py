@@ -450,6 +450,7 @@ def _deliver(
 ) -> None:
     """Publishes until confirmed. `on_refused` is told when there was no server to talk to."""
     backoff = Backoff()
+    told = ""
     while True:
         link = next_link(_left(deadline))
         left = _left(deadline)
@@ -460,11 +461,16 @@ def _deliver(
         except grpc.RpcError as error:
             left = _left(deadline)
             seconds = backoff.next(asked_pause(error))
+            text = cause(error, link.server)
+            # That the time is over says less than what a server has answered before.
+            is_late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             if is_final(error) or (left is not None and left <= seconds):
-                text = cause(error, link.server)
+                text = told if is_late and told else text
                 raise SendFailed(text, maybe_written=not is_final(error)) from error
-            if not server_spoke(error):
-                on_refused(cause(error, link.server))
+            if server_spoke(error):
+                told = text
+            else:
+                on_refused(text)
         except ValueError:  # the channel was closed under the call: the stream has moved
             seconds = backoff.next()
         if not pause(seconds):

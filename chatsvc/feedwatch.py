@@ -72,8 +72,9 @@ class FeedWatch(Periodic):
     Kafka has.
 
     `positions` tells what the consumer has read. `look` asks Kafka for the topic's identity and the
-    ends of its partitions; it may block, and raises KafkaUnreachable if there is no answer, another
-    ChatError if the answer is that the topic cannot be read. `has_records` reads a partition
+    ends of its partitions; it may block, returns None if some brokers answer but not those that
+    know, and raises KafkaUnreachable if there is no answer, another ChatError if the answer is that
+    the topic cannot be read. `has_records` reads a partition
     between two offsets and returns whether something is there, None if it cannot tell; it may
     block.
 
@@ -87,7 +88,7 @@ class FeedWatch(Periodic):
         positions: Callable[[], Mapping[int, int]],
         identity: bytes,
         topic: str,
-        look: Callable[[], State],
+        look: Callable[[], State | None],
         has_records: Callable[[int, int, int], bool | None],
         *,
         timeout: float,
@@ -129,6 +130,8 @@ class FeedWatch(Periodic):
         now = time.monotonic()
         self._reached_at, self._denied_at = now, None
         self._on_reach(True)
+        if found is None:
+            return
         if found.identity != self._identity:
             if not self.is_ending:
                 self._on_replaced(TopicReplaced(self._topic))

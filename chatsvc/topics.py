@@ -1,6 +1,7 @@
 """Topics: look whether Kafka is there, and create, describe and grow topics."""
 
 import logging
+import socket
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported without __all__
     AclOperation,
     AdminClient,
+    BrokerMetadata,
     ClusterMetadata,
     ConfigResource,
     NewPartitions,
@@ -28,6 +30,7 @@ _log = logging.getLogger(__name__)
 REPLICATION = 3
 MIN_IN_SYNC = 2
 ASK_AGAIN_SECONDS = 0.1
+CONNECT_SECONDS = 1.0
 _DENIALS = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART})
 SHOWN_CONFIG = ("min.insync.replicas", "message.timestamp.type", "retention.ms", "cleanup.policy")
 
@@ -145,9 +148,10 @@ class Topics:
             return f"{metadata.cluster_id} {','.join(sorted(self._brokers))}".encode()
         return _identity(metadata, self._await_topic(topic))
 
-    def state(self, topic: str) -> TopicState:
-        """What a topic is like now. Raises TopicFailed if Kafka says that it is not there or may
-        not be read, and KafkaUnreachable for all else, which may pass."""
+    def state(self, topic: str) -> TopicState | None:
+        """What a topic is like now; None while a broker is down that would have to be asked. Raises
+        TopicFailed if Kafka says that it is not there or may not be read, and KafkaUnreachable for
+        all else, which may pass."""
         try:
             return self._state(topic)
         except TopicFailed as error:
@@ -155,8 +159,10 @@ class Topics:
                 raise
             raise KafkaUnreachable(self._brokers, error.cause) from error
 
-    def _state(self, topic: str) -> TopicState:
+    def _state(self, topic: str) -> TopicState | None:
         metadata = self._metadata()
+        if not all(map(_listens, _asked(metadata, topic))):
+            return None
         described = self._describe(topic, include_authorized_operations=True)
         operations = described.authorized_operations
         if operations and AclOperation.READ not in operations:
@@ -180,7 +186,9 @@ class Topics:
                 time.sleep(ASK_AGAIN_SECONDS)  # Kafka tells nobody: it has to be asked
 
     def _describe(self, topic: str, **options: Any) -> Any:
-        asked = self._client.describe_topics(TopicCollection([topic]), **options)
+        asked = self._client.describe_topics(
+            TopicCollection([topic]), request_timeout=self._timeout, **options
+        )
         return self._wait(topic, asked[topic])
 
     def grow(self, topic: str, partitions: int) -> None:
@@ -195,6 +203,27 @@ class Topics:
             raise TopicFailed(topic, librdkafka.cause(error.args[0])) from error
         except TimeoutError as error:
             raise TopicFailed(topic, "no answer in time") from error
+
+
+def _asked(metadata: ClusterMetadata, topic: str) -> list[BrokerMetadata | None]:
+    """The brokers that an administrator's questions about a topic go to; None for one that is not
+    alive."""
+    partitions = metadata.topics[topic].partitions if topic in metadata.topics else {}
+    ids = {metadata.controller_id, *(each.leader for each in partitions.values())}
+    return [metadata.brokers.get(each) for each in ids]
+
+
+def _listens(broker: BrokerMetadata | None) -> bool:
+    """Whether a broker takes a connection. With librdkafka 2.16 an administrator's question to one
+    that refuses it keeps two threads busy with nothing but connecting until its time is over,
+    whatever reconnect.backoff.ms says."""
+    if broker is None:
+        return False
+    try:
+        with socket.create_connection((broker.host, broker.port), CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def _identity(metadata: ClusterMetadata, described: Any) -> bytes:

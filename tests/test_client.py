@@ -599,7 +599,7 @@ def test_one_message_without_kafka_fails_in_time(kafka: Kafka) -> None:
     not there."""
     _, where = kafka.serve(publish_timeout=0.3)
     kafka.go_away()
-    with pytest.raises(SendFailed):
+    with pytest.raises(SendFailed, match="not confirmed in time"):
         send_once("ann", "hi", [where], timeout=3.5)
 
 

@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from chatsvc.cli.main import main
 from chatsvc.client import ChatClient
 from chatsvc.errors import TopicFailed
-from chatsvc.topics import Topics
+from chatsvc.topics import Topics, TopicState
 
 from brokers import Brokers
 from conftest import Serve
@@ -106,6 +106,21 @@ def test_a_topic_that_a_broker_has_not_heard_of_yet(
     hasty = Topics(tuple(brokers.bootstrap.split(",")), "test", 1.0)
     with pytest.raises(TopicFailed, match="no such topic"):
         hasty.identity(f"{topic}-never")
+
+
+@pytest.mark.kafka
+def test_a_broker_that_is_down_is_not_asked(brokers: Brokers, topic_options: list[str]) -> None:
+    """Nobody knows the state of a topic then, until it is back."""
+    topic = topic_options[1]
+    admin = Topics(tuple(brokers.bootstrap.split(",")), "test", 10.0)
+    admin.create({topic: 2})
+    identity = admin.identity(topic)
+    (leader, *_) = (each.leader for each in admin.describe(topic).partitions)
+    brokers.kill(leader - 1)
+    brokers.kill(leader % 3)  # without it the others would choose another leader
+    assert admin.state(topic) is None
+    brokers.start()
+    assert eventually(lambda: admin.state(topic) == TopicState(identity, {0: 0, 1: 0}), 60)
 
 
 @pytest.mark.kafka

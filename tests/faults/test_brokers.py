@@ -149,6 +149,7 @@ def test_without_enough_brokers_sending_is_refused_and_reading_goes_on(
         for attempt in attempts:
             assert attempt.result().code() is grpc.StatusCode.UNAVAILABLE
             assert "send it again with the same message_id" in attempt.result().details()
+        assert all(server.ask("/readyz")[0] == 200 for server in servers)
         for each in (chat, other):
             assert caught_up(each.subscribe(cursor))[:2] == (list(range(50)), [])
             assert caught_up(each.subscribe())[:2] == ([], [])
