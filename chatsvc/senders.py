@@ -88,7 +88,9 @@ class SenderPool:
 
     A sender that is blocked in one send for longer than STUCK_SECONDS is replaced by a fresh one
     for as long as it is, so clients that do not read take no thread from those that do. There is
-    at most one such thread a stuck item. An item that uses up its turn because its sends are slow,
+    at most one such thread a stuck item; and while items wait, as many again for as long as they
+    do, since clients that stop reading often do so together: a hundred of them hold the others up
+    for five looks of the watchdog, not for a hundred. An item that uses up its turn because its sends are slow,
     if not stuck, goes on in the pool `slow_lane`, so that a few clients that read a little all the
     time keep neither senders nor the fan-out from the others. One that is behind goes on in the
     pool `behind_lane`, which hands it back when it no longer is, and which sends only while nobody
@@ -124,6 +126,8 @@ class SenderPool:
         self._work = threading.Condition(self._lock)
         self._turned = threading.Condition(self._lock)
         self._senders: set[Sender] = set()
+        # How many of them are more than `size`, not counting the replaced ones.
+        self._spare = 0
         self._started = 0
         self._retired_messages = 0
         self._awaiting_turn = 0
@@ -270,6 +274,9 @@ class SenderPool:
             while not self._ready:
                 if self._closing:
                     return False
+                if self._spare:
+                    self._spare -= 1
+                    return False
                 self._work.wait()
         return True
 
@@ -277,29 +284,42 @@ class SenderPool:
         """The watchdog's check: replaces stuck senders and tells what they drain."""
         with self._lock:
             senders = list(self._senders)
-        busy = False
+        busy, replaced = False, 0
         for sender in senders:
             item, seconds = sender.item, now - sender.since
             if item is None:
                 continue
             busy = True
             if seconds > STUCK_SECONDS:
-                self._replace(sender)
+                replaced += self._replace(sender)
                 item.check_send(seconds, now)
+        self._add_spare(min(replaced, len(self._ready)))
         return busy or bool(self._ready)
 
-    def _replace(self, sender: Sender) -> None:
+    def _replace(self, sender: Sender) -> bool:
+        """Starts another one instead, unless that has happened."""
         with self._lock:
             if sender.replaced or self._closing:
-                return
-            sender.replaced = True
-            fresh = self._new_sender()
-            try:
-                fresh.thread.start()
-            except RuntimeError as error:  # no more threads: the stuck one stays
-                _log.warning("A sender could not be started: %s", error)
-                self._senders.discard(fresh)
-                sender.replaced = False
+                return False
+            sender.replaced = self._start_another()
+            return sender.replaced
+
+    def _add_spare(self, count: int) -> None:
+        with self._lock:
+            for _ in range(count):
+                if self._closing or not self._start_another():
+                    return
+                self._spare += 1
+
+    def _start_another(self) -> bool:
+        fresh = self._new_sender()
+        try:
+            fresh.thread.start()
+        except RuntimeError as error:  # no more threads: a stuck one stays as it is
+            _log.warning("A sender could not be started: %s", error)
+            self._senders.discard(fresh)
+            return False
+        return True
 
     @property
     def threads(self) -> int:

@@ -165,6 +165,24 @@ def test_a_stuck_sender_is_replaced_once(make_pool: MakePool) -> None:
     stalled.released.set()
 
 
+def test_many_that_are_stuck_together_hold_nobody_up_for_long(make_pool: MakePool) -> None:
+    """Each look finds twice as many as the one before, so seven are passed by in three. All threads
+    but one end when there is nothing to do."""
+    pool = make_pool(1)
+    stalled, waiting = [StalledItem() for _ in range(7)], Item()
+    pool.ready([*stalled, waiting])
+    for begun in (1, 3, 7):
+        assert eventually(lambda begun=begun: sum(e.begun.is_set() for e in stalled) == begun)
+        assert not waiting.drained.is_set()
+        pool.check(later())
+    assert waiting.drained.wait(20)
+    for each in stalled:
+        each.released.set()
+    assert eventually(lambda: pool.threads == 1)
+    pool.ready([again := Item()])
+    assert again.drained.wait(20)
+
+
 def test_a_busy_sender_is_not_replaced(make_pool: MakePool) -> None:
     """A send that has just begun keeps its sender, and its item is not asked."""
     pool = make_pool(1)

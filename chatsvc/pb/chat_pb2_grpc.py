@@ -175,10 +175,10 @@ class ChatServicer:
     def Subscribe(self, request_iterator, context):
         """Every message of the rooms from where the request says, in batches, each once and in order.
         Initial metadata as of Broadcast.CreateStream; its key chatsvc-heartbeat-ms tells how often a
-        Delivery comes at least, chatsvc-cursor-bin has the cursor of where the stream begins. A client that may vanish behind a proxy keeps its side of the stream
-        open and sends an empty request as often: then either side notices within two intervals that
-        the other one is gone. One that ends its side after the first request, as in a call with one
-        request, need not.
+        Delivery comes at least, chatsvc-cursor-bin has the cursor of where the stream begins. A client
+        that may vanish behind a proxy keeps its side of the stream open and sends an empty request as
+        often: then either side notices within two intervals that the other one is gone. One that ends
+        its side after the first request, as in a call with one request, need not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
