@@ -53,6 +53,8 @@ class Fanout:
         # What is broadcast next: rooms and encoded messages, and how many bytes these are.
         self._messages: list[tuple[str, bytes]] = []
         self._bytes = 0
+        # What goes into the tail before that.
+        self._read: list[tuple[int, int, Entry | None]] = []
 
     def on_positions(self, positions: Mapping[int, int], partial: Collection[int] = ()) -> None:
         """The consumer reads on from here, whatever it has read before. Of the partitions in
@@ -75,11 +77,10 @@ class Fanout:
             message = self._message(record)
             if record.offset < tail_from or not self._duplicates.is_exact(partition):
                 self._tail.skip(partition, record.offset + 1)
-            elif message is None:
-                self._tail.advance(partition, record.offset + 1)
-            else:
-                self._tail.append(partition, entry(record, message, now_ms))
-        self._tail.advance(partition, end)
+            elif message is not None:
+                self._read.append((partition, record.offset + 1, entry(record, message, now_ms)))
+        self._read.append((partition, end, None))
+        self._extend_tail()
         self._positions[partition] = end
         self._duplicates.advance(self._positions)
 
@@ -99,10 +100,9 @@ class Fanout:
         """Encodes a record for the next batch. Returns whether it is a message that is new."""
         message = self._message(record)
         if message is None:
-            self._tail.advance(record.partition, record.offset + 1)
+            self._read.append((record.partition, record.offset + 1, None))
             return False
         encoded = entry(record, message, int(now * 1_000))
-        self._tail.append(record.partition, encoded)
         if record.trace_id:
             _log.debug(
                 "Message forwarded to local clients - Partition: %d, Offset: %d",
@@ -112,6 +112,7 @@ class Fanout:
             )
         self._observe_latency(max(0.0, now - encoded.appended_ms / 1_000))
         self._add(encoded)
+        self._read.append((record.partition, record.offset + 1, encoded))
         return True
 
     def _message(self, record: Record) -> ChatMessage | None:
@@ -147,4 +148,9 @@ class Fanout:
     def _broadcast(self) -> None:
         messages, self._messages = self._messages, []
         self._bytes = 0
+        self._extend_tail()
         self._hub.broadcast(messages, dict(self._positions), time.monotonic())
+
+    def _extend_tail(self) -> None:
+        read, self._read = self._read, []
+        self._tail.extend(read)

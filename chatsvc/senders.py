@@ -86,15 +86,15 @@ class Sender:
 class SenderPool:
     """Drains the items that are ready, each by one of `size` threads, oldest first.
 
-    A sender that is blocked in one send for longer than STUCK_SECONDS is replaced by a fresh one
-    for as long as it is, so clients that do not read take no thread from those that do. There is
-    at most one such thread a stuck item; and while items wait, as many again for as long as they
-    do, since clients that stop reading often do so together: a hundred of them hold the others up
-    for five looks of the watchdog, not for a hundred. An item that uses up its turn because its sends are slow,
-    if not stuck, goes on in the pool `slow_lane`, so that a few clients that read a little all the
-    time keep neither senders nor the fan-out from the others. One that is behind goes on in the
-    pool `behind_lane`, which hands it back when it no longer is, and which sends only while nobody
-    waits here, or after YIELD_SECONDS.
+    A sender that is blocked in one send for longer than STUCK_SECONDS is replaced by a fresh
+    one for as long as it is, so clients that do not read take no thread from those that do.
+    There is at most one such thread a stuck item; and while items wait, as many again for as
+    long as they do, since clients that stop reading often do so together: a hundred of them
+    hold the others up for five looks of the watchdog, not for a hundred. An item that uses up
+    its turn because its sends are slow, if not stuck, goes on in the pool `slow_lane`, so that
+    a few clients that read a little all the time keep neither senders nor the fan-out from the
+    others. One that is behind goes on in the pool `behind_lane`, which hands it back when it no
+    longer is, and which sends only while nobody waits here, or after YIELD_SECONDS.
 
     `observe_delivery` gets the seconds from fan-out to sent, for a sample of the batches.
     """

@@ -7,7 +7,7 @@ Kafka then, however many clients ask for it at once.
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from chatsvc.entries import Entry
 
@@ -47,7 +47,7 @@ class _Partition:
 class Tail:
     """At most `max_bytes` of entries, the oldest are forgotten first; the newest one stays.
 
-    One thread calls `begin`, `append` and `advance`; `read` may be called by any. No method blocks
+    One thread calls `begin`, `extend` and `skip`; the others may be called by any. No method blocks
     longer than list operations.
     """
 
@@ -76,22 +76,20 @@ class Tail:
         self._order = deque(each for each in self._order if each != number)
         del self._partitions[number]
 
-    def append(self, number: int, entry: Entry) -> None:
-        """The next message of a partition."""
+    def extend(self, read: Iterable[tuple[int, int, Entry | None]]) -> None:
+        """What was read next: partitions, up to which offset each was, and the message before that
+        offset if there is one."""
         with self._lock:
-            partition = self._partitions[number]
-            partition.offsets.append(entry.offset)
-            partition.entries.append(entry)
-            partition.end = entry.offset + 1
-            self._order.append(number)
-            self._bytes += _size(entry)
+            for number, end, entry in read:
+                partition = self._partitions[number]
+                partition.end = end
+                if entry is not None:
+                    partition.offsets.append(entry.offset)
+                    partition.entries.append(entry)
+                    self._order.append(number)
+                    self._bytes += _size(entry)
             while self._bytes > self._max_bytes and len(self._order) > 1:
                 self._bytes -= _size(self._partitions[self._order.popleft()].forget())
-
-    def advance(self, number: int, end: int) -> None:
-        """A partition has been read up to `end`, also if what came last were no messages."""
-        with self._lock:
-            self._partitions[number].end = end
 
     def skip(self, number: int, end: int) -> None:
         """A partition has been read up to `end` and what is before is not kept."""

@@ -35,13 +35,13 @@ class Log:
         offset = self.ends[partition]
         entry = Entry(offset, at_ms, room, frames.element(encoded), len(encoded))
         self.entries[partition].append(entry)
-        self.tail.append(partition, entry)
+        self.tail.extend([(partition, entry.offset + 1, entry)])
         self.ends[partition] += 1
 
     def skip(self, partition: int, offsets: int) -> None:
         """Records that are no messages."""
         self.ends[partition] += offsets
-        self.tail.advance(partition, self.ends[partition])
+        self.tail.extend([(partition, self.ends[partition], None)])
 
     def expire(self, partition: int, first: int) -> None:
         self.first[partition] = first

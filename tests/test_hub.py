@@ -462,9 +462,10 @@ class Log:
         for room, content in messages:
             encoded = chat_pb2.Message(content=content).SerializeToString()
             element = frames.element(encoded)
-            self.hub.tail.append(0, Entry(self.end, self.end, room, element, len(encoded)))
-            batch.append((room, encoded))
+            entry = Entry(self.end, self.end, room, element, len(encoded))
             self.end += 1
+            self.hub.tail.extend([(0, self.end, entry)])
+            batch.append((room, encoded))
         self.hub.broadcast(batch, {0: self.end}, 0.0)
 
 

@@ -43,9 +43,9 @@ class Log:
             element = f"{partition}/{offset}".encode().ljust(10)
             entry = Entry(offset, self.clock_ms, room, element, 0)
             self.entries[partition].append(entry)
-            self.tail.append(partition, entry)
+            self.tail.extend([(partition, entry.offset + 1, entry)])
         else:
-            self.tail.advance(partition, offset + 1)
+            self.tail.extend([(partition, offset + 1, None)])
 
     def grow(self) -> None:
         """One more partition, which is empty."""
@@ -239,7 +239,7 @@ def test_a_step_is_small() -> None:
     log = Log()
     for offset in range(3):
         entry = Entry(offset, offset, "", bytes(STEP_BYTES), 0)
-        log.tail.append(0, entry)
+        log.tail.extend([(0, entry.offset + 1, entry)])
         log.ends[0] += 1
     replay = Replay(frozenset(ROOMS), {0: 0})
     for left in (2, 1, 0):

@@ -21,7 +21,7 @@ def filled(*numbers: int, start: int = 0, max_bytes: int = 1 << 20) -> Tail:
     tail = Tail(max_bytes)
     tail.begin({0: start})
     for number in numbers:
-        tail.append(0, entry(number))
+        tail.extend([(0, number + 1, entry(number))])
     return tail
 
 
@@ -47,8 +47,8 @@ def test_forgets_the_oldest_of_all_partitions() -> None:
     tail = Tail(3 * (OVERHEAD_BYTES + 10))
     tail.begin({0: 0, 1: 0})
     for offset in range(2):
-        tail.append(0, entry(offset))
-        tail.append(1, entry(offset))
+        tail.extend([(0, offset + 1, entry(offset))])
+        tail.extend([(1, offset + 1, entry(offset))])
     with pytest.raises(NotInTail):
         tail.read(0, 0, ALL, ALL)
     assert offsets(tail.read(0, 1, ALL, ALL)) == [1]
@@ -57,8 +57,8 @@ def test_forgets_the_oldest_of_all_partitions() -> None:
 
 def test_keeps_the_newest_whatever_its_size() -> None:
     tail = filled(max_bytes=100)
-    tail.append(0, entry(0, 1_000))
-    tail.append(0, entry(1, 1_000))
+    tail.extend([(0, 1, entry(0, 1_000))])
+    tail.extend([(0, 2, entry(1, 1_000))])
     assert offsets(tail.read(0, 1, ALL, ALL)) == [1]
 
 
@@ -66,8 +66,8 @@ def test_a_partition_that_is_read_elsewhere_begins_anew() -> None:
     """What was before a hole is not given out as if there were none; others keep what they have."""
     tail = Tail(1 << 20)
     tail.begin({0: 0, 1: 0})
-    tail.append(0, entry(0))
-    tail.append(1, entry(0))
+    tail.extend([(0, 1, entry(0))])
+    tail.extend([(1, 1, entry(0))])
     tail.begin({0: 7, 1: 1})
     with pytest.raises(NotInTail):
         tail.read(0, 0, ALL, ALL)
@@ -78,9 +78,9 @@ def test_a_partition_that_is_read_elsewhere_begins_anew() -> None:
 def test_what_is_no_message_is_passed() -> None:
     """A partition that is read on where it was begins nothing anew."""
     tail = filled(0)
-    tail.advance(0, 5)
+    tail.extend([(0, 5, None)])
     tail.begin({0: 5})
-    tail.append(0, entry(5))
+    tail.extend([(0, 6, entry(5))])
     assert offsets(tail.read(0, 0, ALL, ALL)) == [0, 5]
 
 
@@ -97,7 +97,7 @@ def test_is_the_end_of_the_log(steps: list[tuple[int, int]], start: int, kept: i
     tail.begin(ends)
     for partition, step in steps:
         offset = ends[partition] + step - 1
-        tail.append(partition, entry(offset))
+        tail.extend([(partition, offset + 1, entry(offset))])
         log[partition].append(offset)
         ends[partition] = offset + 1
     for partition, there in log.items():
@@ -125,7 +125,7 @@ def test_a_time_is_located() -> None:
     tail = Tail(1 << 20)
     tail.begin({0: 0, 1: 5})
     for offset in range(5):
-        tail.append(0, entry(offset))
+        tail.extend([(0, offset + 1, entry(offset))])
     assert tail.locate(1_002) == {0: 2, 1: 5}
     assert tail.locate(0) == {0: 0, 1: 5}
     assert tail.locate(1_005) == {0: 5, 1: 5}
