@@ -152,21 +152,26 @@ def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serve]:
         server.close()
 
 
-_measurements: list[str] = []
-
-
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Measured:
     """Notes a figure; all of them are shown after the tests."""
 
     def note(figure: str) -> None:
-        _measurements.append(f"{request.node.name}: {figure}")
+        request.node.user_properties.append(("measured", figure))
 
     return note
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _measurements:
+    reports = [each for kind in terminalreporter.stats.values() for each in kind]
+    figures = [
+        f"{report.nodeid.rpartition('::')[2]}: {figure}"
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, figure in report.user_properties
+        if name == "measured"
+    ]
+    if figures:
         terminalreporter.section("measured")
-        for line in _measurements:
+        for line in figures:
             terminalreporter.write_line(line)

@@ -44,6 +44,13 @@ def test_the_wheel_holds_chatsvc_only(built: Path) -> None:
     assert f"chatsvc-{__version__}-" in wheel.name
 
 
+def test_an_index_would_take_both(built: Path) -> None:
+    """Their metadata is whole, and README can be shown."""
+    files = [str(each) for each in built.iterdir() if each.is_file()]
+    assert len(files) == 2
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
+
+
 def test_the_wheel_asks_for_what_is_tested(built: Path) -> None:
     """Each requirement has the lower bound that tests/lowest.txt installs, and the program is
     there."""

@@ -20,6 +20,8 @@ from conftest import Serve, StartServer
 from faults.machine import needs
 from waiting import eventually
 
+pytestmark = [pytest.mark.examples, pytest.mark.timeout(600)]
+
 SAID = {
     "go": "안녕하세요! Go입니다.",
     "python": "I am \N{SNAKE}, a family: 👨‍👩‍👧",

@@ -8,6 +8,8 @@ from simulation.world import World, Wrong
 
 SEEDS = range(150)
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_planted_fault_is_found(fault: Fault, measured: Measured) -> None:
