@@ -114,15 +114,19 @@ def test_a_server_may_have_an_address_of_ipv6(start_server: StartServer) -> None
 
 def test_a_stop_frees_everything(start_server: StartServer) -> None:
     """Ports, threads and descriptors are as before; a second stop does nothing."""
-    start_server()[0].stop()  # what is loaded once has been loaded
+
+    def come_and_go() -> Listening:
+        server, listening = start_server()
+        with ChatClient("bob", [address(listening)]) as bob:
+            bob.connect()
+            bob.send("hi")
+        server.stop()
+        server.stop()
+        return listening
+
+    come_and_go()  # what is loaded once has been loaded
     threads, descriptors = set(threading.enumerate()), open_files()
-    server, listening = start_server()
-    with ChatClient("bob", [address(listening)]) as bob:
-        bob.connect()
-        bob.send("hi")
-    server.stop()
-    server.stop()
-    assert is_free(listening.port)
+    assert is_free(come_and_go().port)
     assert not set(threading.enumerate()) - threads
     assert eventually(lambda: open_files() <= descriptors)
 

@@ -8,7 +8,7 @@ from simulation.world import World, Wrong
 
 SEEDS = range(150)
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.simulation, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

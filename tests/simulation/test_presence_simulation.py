@@ -9,6 +9,8 @@ from simulation.presence import Gossip
 
 SEEDS = range(25)
 
+pytestmark = pytest.mark.simulation
+
 
 class Deaf(Presence):
     """Takes no notice when a server leaves or falls silent."""

@@ -1,6 +1,10 @@
 """Servers and clients over one log: whatever happens, each client is given what it was promised."""
 
+import pytest
+
 from simulation.world import World
+
+pytestmark = pytest.mark.simulation
 
 
 def test_nobody_misses_anything(seed: int) -> None:
