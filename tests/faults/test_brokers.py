@@ -25,6 +25,9 @@ from serving import ServeProcess
 from verifying import Verdict, VerifyProcess
 from waiting import eventually
 
+MOVED_ROOM = "growing"
+"""By its hash it is in partition 1 of two, and 5 of six."""
+
 pytestmark = pytest.mark.kafka
 
 
@@ -191,21 +194,21 @@ def test_partitions_added_under_load_are_read(
     verify: Verify,
     measured: Measured,
 ) -> None:
-    """From 2 partitions to 6: the new ones are written to, and read from their first record.
-    Twelve writers, so that some of them are moved."""
-    running = verify(servers, "--writers", "12", "--publish", "rpc")
+    """From 2 partitions to 6: a room moves to a new one, which is written to, and read from its
+    first record."""
+    running = verify(servers, "--writers", "12", "--publish", "rpc", "--room", MOVED_ROOM)
     options = ["--partitions", "6", "--brokers", brokers.bootstrap, *topic_options]
     grown = CliRunner().invoke(main, ["topics", "grow", *options])
     assert grown.exit_code == 0, grown.output
     new = [TopicPartition(topic_options[1], each) for each in range(2, 6)]
-    assert eventually(lambda: records(brokers, new) > 100, 60), "the new partitions are not used"
-    load(servers)
-    measured(f"{records(brokers, new)} records in new partitions; {only_a_pause(running)}")
-
-
-def records(brokers: Brokers, partitions: list[TopicPartition]) -> int:
-    """How many records there are in some partitions; none while one of them has no leader yet."""
     admin = AdminClient({"bootstrap.servers": brokers.bootstrap})
+    assert eventually(lambda: records(admin, new) > 100, 60), "the new partitions are not used"
+    load(servers)
+    measured(f"{records(admin, new)} records in new partitions; {only_a_pause(running)}")
+
+
+def records(admin: AdminClient, partitions: list[TopicPartition]) -> int:
+    """How many records there are in some partitions; none while one of them has no leader yet."""
     ends = admin.list_offsets(dict.fromkeys(partitions, OffsetSpec.latest()))
     with contextlib.suppress(KafkaException):
         return sum(end.result(60).offset for end in ends.values())
