@@ -74,9 +74,8 @@ class FeedWatch(Periodic):
     `positions` tells what the consumer has read. `look` asks Kafka for the topic's identity and the
     ends of its partitions; it may block, returns None if some brokers answer but not those that
     know, and raises KafkaUnreachable if there is no answer, another ChatError if the answer is that
-    the topic cannot be read. `has_records` reads a partition
-    between two offsets and returns whether something is there, None if it cannot tell; it may
-    block.
+    the topic cannot be read. `has_records` reads a partition between two offsets and returns
+    whether something is there, None if it cannot tell; it may block.
 
     `on_state` is told FeedLost when the server cannot read on, None when it can again; `on_reach`
     whether a broker answers; `on_replaced` that the topic is another one, which is the last thing

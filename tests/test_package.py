@@ -77,9 +77,6 @@ def test_the_source_distribution_can_be_built_from(built: Path) -> None:
     assert {"CHANGELOG.md", "ARCHITECTURE.md", "docs/latency.svg"} <= names
     linked = re.findall(r"\]\(([\w/.-]+\.md)\b", (ROOT / "README.md").read_text())
     assert {"docs/concepts.md", "docs/operations.md"} <= set(linked) <= names
-    tracked = subprocess.run(
-        ["git", "ls-files", "examples"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
     examples = {name for name in names if name.startswith("examples/")}
-    assert {name for name in examples if (ROOT / name).is_file()} == {*tracked.stdout.split()}
+    assert {name for name in examples if (ROOT / name).is_file()} == {*checkout.files("examples")}
     assert not [name for name in names if name.startswith((".", "deploy/", "dist/"))]

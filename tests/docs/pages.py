@@ -1,12 +1,13 @@
 """A page of the documentation and what is in it: headings, links, code."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+import checkout
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -88,14 +89,7 @@ def all_pages() -> list[Page]:
 @cache
 def files() -> frozenset[str]:
     """The files of the repository, new ones too."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return frozenset(name for name in listed.stdout.split("\0") if name and (ROOT / name).exists())
+    return frozenset(checkout.files())
 
 
 def rows(text: str) -> list[list[str]]:
