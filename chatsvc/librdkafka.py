@@ -68,12 +68,13 @@ def settings(brokers: tuple[str, ...], client_id: str, errors: ErrorLog) -> dict
     """Settings for every client of librdkafka.
 
     A broker that is paused or cut off does not reset its connections; the short socket timeout is
-    what finds it. librdkafka's own log is silenced: `errors` says the same once.
+    what finds it, soon after Kafka has found another leader. librdkafka's own log is silenced:
+    `errors` says the same once.
     """
     return {
         "bootstrap.servers": ",".join(brokers),
         "client.id": client_id,
-        "socket.timeout.ms": 6_000,
+        "socket.timeout.ms": 4_500,
         "socket.connection.setup.timeout.ms": 5_000,
         "socket.keepalive.enable": True,
         "reconnect.backoff.ms": 100,

@@ -396,7 +396,7 @@ def _settings(delivery_timeout: float) -> dict[str, Any]:
         "enable.idempotence": True,
         "acks": "all",
         "delivery.timeout.ms": int(delivery_timeout * 1_000),
-        "request.timeout.ms": 5_000,
+        "request.timeout.ms": 4_000,
         # As long as a round may take to be handed over, so that it is one request a partition.
         "linger.ms": 1,
         "compression.type": "lz4",

@@ -229,6 +229,8 @@ def cluster_properties(count: int) -> dict[str, object]:
         "controller.quorum.election.backoff.max.ms": 250,
         "controller.quorum.request.timeout.ms": 1000,
         "replica.fetch.backoff.ms": 200,
+        # until one that follows is left behind: sooner than it is noticed to be dead
+        "replica.lag.time.max.ms": 1500,
         # the coordinators, as small as they may be
         "group.initial.rebalance.delay.ms": 0,
         "group.coordinator.threads": 1,

@@ -27,6 +27,8 @@ from waiting import eventually
 
 MOVED_ROOM = "growing"
 """By its hash it is in partition 1 of two, and 5 of six."""
+LED_ROOM = "led"
+"""By its hash it is in partition 0 of two, whose leader `leader` names."""
 
 pytestmark = pytest.mark.kafka
 
@@ -62,7 +64,7 @@ def test_a_broker_that_ends_costs_a_pause(
 ) -> None:
     """SIGTERM or SIGKILL of a broker, whatever it is for, and its return: every message is acked
     and delivered, and the broker is used again."""
-    running = verify(servers)
+    running = verify(servers, "--room", LED_ROOM)
     victim = role(brokers, topic_options[1])
     getattr(brokers, fault)(victim)
     load(servers)
@@ -83,7 +85,7 @@ def test_a_broker_that_hangs_costs_a_pause(
     role: Role,
 ) -> None:
     """SIGSTOP of a leader, whose connections stay open, and SIGCONT: the same."""
-    running = verify(servers)
+    running = verify(servers, "--room", LED_ROOM)
     victim = role(brokers, topic_options[1])
     brokers.pause(victim)
     time.sleep(seconds)  # the fault itself
