@@ -11,6 +11,11 @@ _log = logging.getLogger(__name__)
 
 STUCK_SECONDS = 0.05
 """A sender whose one send takes longer is replaced while it waits."""
+SPARE_PER_STUCK = 8
+"""Senders that are started besides for each that is found stuck while items wait: who stops reading
+seldom does so alone, and each of them would have to be waited for."""
+MAX_SPARE = 64
+"""How many of those there are at most at a time."""
 TURN_SECONDS = 0.02
 """How long a sender stays with an item while others may wait."""
 SLUGGISH_SECONDS = 0.001
@@ -88,10 +93,10 @@ class SenderPool:
 
     A sender that is blocked in one send for longer than STUCK_SECONDS is replaced by a fresh
     one for as long as it is, so clients that do not read take no thread from those that do.
-    There is at most one such thread a stuck item; and while items wait, as many again for as
-    long as they do, since clients that stop reading often do so together: a hundred of them
-    hold the others up for five looks of the watchdog, not for a hundred. An item that uses up
-    its turn because its sends are slow, if not stuck, goes on in the pool `slow_lane`, so that
+    There is at most one such thread a stuck item; and while items wait, SPARE_PER_STUCK more for
+    as long as they do, since clients that stop reading often do so together: a hundred of them
+    hold the others up for two or three looks of the watchdog, not for a hundred. An item that uses
+    up its turn because its sends are slow, if not stuck, goes on in the pool `slow_lane`, so that
     a few clients that read a little all the time keep neither senders nor the fan-out from the
     others. One that is behind goes on in the pool `behind_lane`, which hands it back when it no
     longer is, and which sends only while nobody waits here, or after YIELD_SECONDS.
@@ -293,7 +298,7 @@ class SenderPool:
             if seconds > STUCK_SECONDS:
                 replaced += self._replace(sender)
                 item.check_send(seconds, now)
-        self._add_spare(min(replaced, len(self._ready)))
+        self._add_spare(min(SPARE_PER_STUCK * replaced, len(self._ready)))
         return busy or bool(self._ready)
 
     def _replace(self, sender: Sender) -> bool:
@@ -307,7 +312,7 @@ class SenderPool:
     def _add_spare(self, count: int) -> None:
         with self._lock:
             for _ in range(count):
-                if self._closing or not self._start_another():
+                if self._closing or self._spare == MAX_SPARE or not self._start_another():
                     return
                 self._spare += 1
 

@@ -5,7 +5,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from chatsvc.senders import STUCK_SECONDS, YIELD_SECONDS, Drainable, Pulse, SenderPool
+from chatsvc.senders import (
+    MAX_SPARE,
+    SPARE_PER_STUCK,
+    STUCK_SECONDS,
+    YIELD_SECONDS,
+    Drainable,
+    Pulse,
+    SenderPool,
+)
 
 from waiting import eventually
 
@@ -165,14 +173,18 @@ def test_a_stuck_sender_is_replaced_once(make_pool: MakePool) -> None:
     stalled.released.set()
 
 
+def begun(stalled: list[StalledItem]) -> int:
+    return sum(each.begun.is_set() for each in stalled)
+
+
 def test_many_that_are_stuck_together_hold_nobody_up_for_long(make_pool: MakePool) -> None:
-    """Each look finds twice as many as the one before, so seven are passed by in three. All threads
-    but one end when there is nothing to do."""
+    """Each look finds many times as many as the one before, so fifty are passed by in two. All
+    threads but one end when there is nothing to do."""
     pool = make_pool(1)
-    stalled, waiting = [StalledItem() for _ in range(7)], Item()
+    stalled, waiting = [StalledItem() for _ in range(50)], Item()
     pool.ready([*stalled, waiting])
-    for begun in (1, 3, 7):
-        assert eventually(lambda begun=begun: sum(e.begun.is_set() for e in stalled) == begun)
+    for passed_by in (1, 1 + 1 + SPARE_PER_STUCK):
+        assert eventually(lambda passed_by=passed_by: begun(stalled) == passed_by)
         assert not waiting.drained.is_set()
         pool.check(later())
     assert waiting.drained.wait(20)
@@ -181,6 +193,22 @@ def test_many_that_are_stuck_together_hold_nobody_up_for_long(make_pool: MakePoo
     assert eventually(lambda: pool.threads == 1)
     pool.ready([again := Item()])
     assert again.drained.wait(20)
+
+
+def test_spare_senders_are_bounded(make_pool: MakePool) -> None:
+    """However many are stuck and wait, there are MAX_SPARE besides one for each stuck one."""
+    pool = make_pool(1)
+    stalled = [StalledItem() for _ in range(2 * MAX_SPARE)]
+    pool.ready(stalled)
+    for passed_by in (1, 1 + 1 + SPARE_PER_STUCK):
+        assert eventually(lambda passed_by=passed_by: begun(stalled) == passed_by)
+        pool.check(later())
+    replaced = 1 + 1 + SPARE_PER_STUCK
+    assert pool.threads == replaced + 1 + MAX_SPARE
+    assert eventually(lambda: begun(stalled) == pool.threads)
+    for each in stalled:
+        each.released.set()
+    assert eventually(lambda: pool.threads == 1)
 
 
 def test_a_busy_sender_is_not_replaced(make_pool: MakePool) -> None:
