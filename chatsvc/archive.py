@@ -57,6 +57,12 @@ class Archive:
         # Kafka's end may be further than this server has read.
         return {each: min(at, live[each]) for each, at in answer.wait().items()}
 
+    def newest(self, rooms: Collection[str], count: int) -> Mapping[int, int]:
+        """The positions before the newest `count` messages of some rooms, or before all of them."""
+        backwards = Backwards(rooms, self._live(), count, only_positions=True)
+        self._search(backwards)
+        return backwards.positions
+
     def before(
         self, rooms: Collection[str], positions: Mapping[int, int] | None, limit: int
     ) -> Page:
@@ -64,10 +70,13 @@ class Archive:
         `limit` at most."""
         after = self._live() if positions is None else positions
         backwards = Backwards(rooms, after, limit)
-        while (need := backwards.step(self._tail)) is not None:
-            backwards.take(self._chunk(need))
+        self._search(backwards)
         at_beginning = backwards.is_at_beginning
         return Page(backwards.elements, backwards.positions, after, at_beginning, [])
+
+    def _search(self, backwards: Backwards) -> None:
+        while (need := backwards.step(self._tail)) is not None:
+            backwards.take(self._chunk(need))
 
     def after(
         self, rooms: Collection[str], positions: Mapping[int, int] | None, limit: int

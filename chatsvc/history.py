@@ -38,11 +38,19 @@ class _Part:
 
 class Backwards:
     """The newest `limit` messages of some rooms that are before some positions. A partition that
-    these do not know is left out. For one thread at a time."""
+    these do not know is left out. With `only_positions` the messages themselves are not wanted,
+    and may have any size. For one thread at a time."""
 
-    def __init__(self, rooms: Collection[str], positions: Mapping[int, int], limit: int) -> None:
+    def __init__(
+        self,
+        rooms: Collection[str],
+        positions: Mapping[int, int],
+        limit: int,
+        only_positions: bool = False,
+    ) -> None:
         self._rooms = rooms
-        self._limit = limit
+        self._left = limit
+        self._keeps = not only_positions
         self._parts = {each: _Part(position) for each, position in positions.items()}
         self._taken: list[bytes] = []
         self._bytes = 0
@@ -66,7 +74,7 @@ class Backwards:
     def step(self, tail: Tail) -> Need | None:
         """Goes on as far as it can; what is needed then, None at the end: all is taken that was
         asked for, or that there is, or the search has gone far enough."""
-        while len(self._taken) < self._limit and self._bytes < MAX_BYTES:
+        while self._left > 0 and self._bytes < MAX_BYTES:
             for number, part in self._parts.items():
                 while not (part.found or part.is_empty):
                     if self._scanned >= MAX_SCANNED:
@@ -113,6 +121,8 @@ class Backwards:
             return False
         _, newest = max(parts)
         _, entry = self._parts[newest].found.pop()
-        self._taken.append(entry.element)
-        self._bytes += len(entry.element)
+        self._left -= 1
+        if self._keeps:
+            self._taken.append(entry.element)
+            self._bytes += len(entry.element)
         return True

@@ -304,7 +304,7 @@ class Hub:
             return False
         if connection.away_at and now > connection.away_at:
             return self._part_with(connection, now)
-        return connection.beat(now, self._heartbeat_seconds * random.uniform(0.7, 0.95))
+        return connection.beat(now, self._heartbeat_seconds * random.uniform(0.85, 0.95))
 
     def _part_with(self, connection: Connection, now: float) -> bool:
         """The second time, for a client that has not gone, the stream is ended."""

@@ -19,6 +19,10 @@ CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # How much may be on its way, instead of a ping now and then that finds out how much that should
+    # be: a server with many quiet clients would do little else than answer them.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 20),
     # A connection of its own for each client, and no memory of earlier failures to connect.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1_000)),

@@ -548,6 +548,10 @@ def channel_options(config: Config) -> list[tuple[str, int]]:
         # Clients may ping as often as ours do, every 20 s, also without messages.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # How much a client may have on its way, instead of a ping now and then that finds out how
+        # much that should be: with many quiet clients there is little else to do than to send them.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 256 * 1024),
         ("grpc.max_concurrent_streams", 128),
         ("grpc.max_metadata_size", 8 * 1024),
         ("grpc.absolute_max_metadata_size", 16 * 1024),

@@ -407,7 +407,7 @@ class Servicer:
             return self._archive.since(_milliseconds("since", request.since))
         if request.last:
             rules.check_count("last", request.last, rules.MAX_LAST)
-            return self._archive.before(rooms, None, request.last).before
+            return self._archive.newest(rooms, request.last)
         return None
 
     def _history(self, requests: Iterator[Any], call: _Call) -> None:

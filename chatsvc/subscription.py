@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from chatsvc.link import Link
@@ -19,14 +19,24 @@ class Subscription:
     gRPC runs `_requests` in a thread of its own: it says now and then that this client is there,
     notices when the server is not, and ends the stream when the server has asked to. The rest is
     used by one thread, but for `cancel`.
+
+    A heartbeat of the server is answered, and only while it sends messages instead does this side
+    speak by itself: a server with many clients that it has just woken is still awake for them.
     """
 
-    def __init__(self, link: Link, request: chat_pb2.SubscribeRequest) -> None:
+    def __init__(
+        self,
+        link: Link,
+        request: chat_pb2.SubscribeRequest,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._request = request
+        self._clock = clock
         # Guards all that follows; notified whenever any of it changes.
         self._changed = threading.Condition()
         self._heartbeat_seconds: float | None = None
-        self._heard_at = time.monotonic()
+        self._heard_at = self._clock()
+        self._speak_at = math.inf
         self._leave_at: float | None = None
         self._over = False
         self.ended_for = ""
@@ -39,22 +49,27 @@ class Subscription:
         """The stream is registered, and something comes so often at least; None: that is not
         known."""
         with self._changed:
-            self._heard_at = time.monotonic()
+            self._heard_at = self._clock()
             self._heartbeat_seconds = heartbeat_seconds
+            if heartbeat_seconds is not None:
+                self._speak_at = self._heard_at + heartbeat_seconds
             self._changed.notify_all()
 
     def hear(self, delivery: chat_pb2.Delivery) -> None:
         """Takes note of what has come. Nothing more is expected until `listen`."""
         with self._changed:
             self._heard_at = math.inf
+            if not delivery.messages and self._is_to_speak_soon():
+                self._speak_at = self._clock()
+                self._changed.notify_all()
             if delivery.HasField("going_away") and self._leave_at is None:
-                self._leave_at = time.monotonic() + delivery.going_away.delay_ms / 1_000
+                self._leave_at = self._clock() + delivery.going_away.delay_ms / 1_000
                 self._changed.notify_all()
 
     def listen(self) -> None:
         """What has come is dealt with: the next is waited for."""
         with self._changed:
-            self._heard_at = time.monotonic()
+            self._heard_at = self._clock()
 
     def cancel(self) -> None:
         """Ends the stream. Thread-safe."""
@@ -70,25 +85,29 @@ class Subscription:
         while self._await_heartbeat():
             yield chat_pb2.SubscribeRequest()
 
+    def _is_to_speak_soon(self) -> bool:
+        seconds = self._heartbeat_seconds
+        return seconds is not None and self._speak_at - self._clock() < seconds / 2
+
     def _await_heartbeat(self) -> bool:
         """Waits until it is time to say something; returns False if there is no more use."""
         with self._changed:
             self._changed.wait_for(lambda: self._over or self._heartbeat_seconds is not None)
             seconds = self._heartbeat_seconds or 0.0
-            next_at = time.monotonic() + seconds
             while not self._over:
-                now = time.monotonic()
+                now = self._clock()
                 if now - self._heard_at > 2 * seconds:
                     self.ended_for = SILENT
                 elif self._leave_at is not None and now >= self._leave_at:
                     self.ended_for = GOING_AWAY
-                elif now >= next_at:
+                elif now >= self._speak_at:
+                    self._speak_at = now + seconds
                     return True
                 else:
                     silent_at = self._heard_at + 2 * seconds
                     leave_at = math.inf if self._leave_at is None else self._leave_at
                     # Looked at again when something was dealt with, at the latest in `seconds`.
-                    self._changed.wait(min(next_at, silent_at, leave_at) - now)
+                    self._changed.wait(min(self._speak_at, silent_at, leave_at) - now)
                     continue
                 break
             over = self._over

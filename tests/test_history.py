@@ -178,6 +178,16 @@ def test_clocks_that_go_back_leave_the_order_of_a_partition() -> None:
             assert mine == sorted(mine)
 
 
+@pytest.mark.parametrize("length", [10, 10_000])
+def test_the_newest_messages_are_as_many_as_were_asked_for(length: int) -> None:
+    """Where a subscription begins that asks for the last ones: whatever size they have."""
+    log = Log()
+    for number in range(1_000):
+        log.say(number % 2, "x" * length, number)
+    positions = log.archive().newest([""], 700)
+    assert sum(log.ends[each] - positions[each] for each in log.ends) == 700
+
+
 def test_large_messages_make_short_pages() -> None:
     """A page is within what clients of gRPC take, 4 MiB."""
     log = Log(1)

@@ -1,5 +1,7 @@
 """Both sides of a subscription notice when the other one is gone, or wants it to be."""
 
+import contextlib
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,8 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chatsvc import metadata
 from chatsvc.client import ChatClient, Connected, Lost, Received
+from chatsvc.link import Link
 from chatsvc.pb import chat_pb2, chat_pb2_grpc
-from chatsvc.subscription import GOING_AWAY, SILENT
+from chatsvc.subscription import GOING_AWAY, SILENT, Subscription
 
 from conftest import StartServer
 from sites import Site, numbers, read_until
@@ -129,6 +132,45 @@ def test_a_chat_client_says_that_it_is_there(start_server: StartServer) -> None:
     with ChatClient("ann", [f"127.0.0.1:{listening.port}"]) as client:
         client.connect()
         assert client.receive(timeout=3) is None
+
+
+class Listening(chat_pb2_grpc.ChatServicer):
+    """A server that notes each word of a client, and says nothing itself."""
+
+    def __init__(self) -> None:
+        self.words: queue.SimpleQueue[chat_pb2.SubscribeRequest | None] = queue.SimpleQueue()
+
+    def Subscribe(  # noqa: N802
+        self, requests: Iterator[chat_pb2.SubscribeRequest], context: grpc.ServicerContext
+    ) -> Iterator[chat_pb2.Delivery]:
+        with contextlib.suppress(Exception):  # that the client has gone
+            for request in requests:
+                self.words.put(request)
+        self.words.put(None)
+        yield from ()
+
+
+def test_a_heartbeat_is_answered(host: Any) -> None:
+    """If the client has said nothing for half of the time: so it seldom wakes the server by itself,
+    and does not say more than it has to."""
+    seconds = 0.0
+    server = Listening()
+    link = Link(host(server))
+    subscription = Subscription(link, ANN, lambda: seconds)
+    assert server.words.get(timeout=WAIT) == ANN
+    subscription.begin(60)
+    for beat, is_answered in ((10, False), (41, True), (50, False), (80, True)):
+        seconds = beat
+        subscription.hear(chat_pb2.Delivery())
+        subscription.listen()
+        if is_answered:
+            assert server.words.get(timeout=WAIT) == chat_pb2.SubscribeRequest()
+        else:
+            with pytest.raises(queue.Empty):
+                server.words.get(timeout=0.5)
+    subscription.cancel()
+    assert server.words.get(timeout=WAIT) is None
+    link.close()
 
 
 class Mute(chat_pb2_grpc.ChatServicer):
