@@ -134,7 +134,7 @@ def test_a_chat_client_says_that_it_is_there(start_server: StartServer) -> None:
         assert client.receive(timeout=3) is None
 
 
-class Listening(chat_pb2_grpc.ChatServicer):
+class Listener(chat_pb2_grpc.ChatServicer):
     """A server that notes each word of a client, and says nothing itself."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ def test_a_heartbeat_is_answered(host: Any) -> None:
     """If the client has said nothing for half of the time: so it seldom wakes the server by itself,
     and does not say more than it has to."""
     seconds = 0.0
-    server = Listening()
+    server = Listener()
     link = Link(host(server))
     subscription = Subscription(link, ANN, lambda: seconds)
     assert server.words.get(timeout=WAIT) == ANN
